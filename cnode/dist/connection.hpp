@@ -1,0 +1,176 @@
+// Connection: a Link over one transport. Lives as long as its coroutines; every member belongs to the reactor
+// thread, but for the send queue, which has a lock of its own.
+#pragma once
+
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/post.hpp>
+#include <asio/write.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "cnode/base/log.hpp"
+#include "cnode/dist/async.hpp"
+#include "cnode/dist/link.hpp"
+
+namespace dist {
+
+struct LinkLimits {
+  std::chrono::milliseconds ticktime{60'000};
+  std::size_t max_frame = etf::kMaxMessage + 64 * 1024;
+};
+
+template <class Transport>
+class Connection final : public Link {
+ public:
+  using Stream = typename Transport::Stream;
+
+  Connection(std::uint64_t id, PeerInfo peer, Stream stream, LinkHandler& handler, LinkLimits limits)
+      : Link(id, std::move(peer), Transport::direct_descriptor(stream)),
+        stream_(std::move(stream)),
+        tick_timer_(stream_.get_executor()),
+        handler_(handler),
+        limits_(limits) {}
+
+  // Starts reading and ticking. `early` is what the peer sent right behind its last handshake packet.
+  void start(etf::Bytes early) {
+    input_.append(early);
+    last_read_ = std::chrono::steady_clock::now();
+    asio::co_spawn(stream_.get_executor(), read_loop(self()), asio::detached);
+    asio::co_spawn(stream_.get_executor(), tick_loop(self()), asio::detached);
+  }
+
+ private:
+  static constexpr std::size_t kReadSize = 256 * 1024;
+  static constexpr std::size_t kHeadKept = 64 * 1024;  // of a frame over the limit: its control tuple
+
+  using Self = std::shared_ptr<Connection>;
+  Self self() { return std::static_pointer_cast<Connection>(shared_from_this()); }
+
+  // Coroutines take their owner as an argument: a capturing coroutine lambda would lose its captures.
+  static asio::awaitable<void> read_loop(Self link) {
+    if (!link->take_frames()) co_return;
+    for (;;) {
+      std::uint8_t* room = link->input_.prepare(std::max(kReadSize - std::min(kReadSize, link->input_.size()),
+                                                         kReadSize / 4));
+      const std::size_t size = link->input_.capacity() - link->input_.size();
+      auto [error, count] = co_await link->stream_.async_read_some(asio::buffer(room, size), as_result);
+      if (error) {
+        link->finish(error == asio::error::eof ? "closed by the peer" : error.message());
+        co_return;
+      }
+      link->input_.commit(count);
+      link->bytes_received_.fetch_add(count, std::memory_order_relaxed);
+      link->last_read_ = std::chrono::steady_clock::now();
+      if (!link->take_frames()) co_return;
+    }
+  }
+
+  static asio::awaitable<void> tick_loop(Self link) {
+    const auto quarter = link->limits_.ticktime / 4;
+    std::uint64_t sent_before = 0;
+    while (!link->closed()) {
+      link->tick_timer_.expires_after(quarter);
+      auto [error] = co_await link->tick_timer_.async_wait(as_result);
+      if (error || link->closed()) co_return;
+      const auto silence = std::chrono::steady_clock::now() - link->last_read_;
+      if (silence > link->limits_.ticktime * 5 / 4) {
+        link->finish("nothing heard for " +
+                     std::to_string(std::chrono::duration_cast<std::chrono::seconds>(silence).count()) + " s");
+        co_return;
+      }
+      const std::uint64_t sent = link->bytes_sent();
+      if (sent == sent_before && link->queue_.push_tick() == SendQueue::Pushed::kWake) link->write_some();
+      sent_before = link->bytes_sent();
+    }
+  }
+
+  // Hands on every whole frame in the buffer. False when the link closed meanwhile.
+  bool take_frames() {
+    std::size_t at = 0;
+    const std::uint8_t* bytes = input_.data();
+    while (!closed()) {
+      const std::size_t left = input_.size() - at;
+      if (skip_ > 0) {
+        const std::size_t dropped = std::min(left, skip_);
+        at += dropped;
+        skip_ -= dropped;
+        if (skip_ > 0) break;
+        continue;
+      }
+      if (left < 4) break;
+      const std::size_t length = etf::read_u32(bytes + at);
+      if (length > limits_.max_frame) {
+        if (left - 4 < kHeadKept) break;
+        handler_.on_frame(*this, {bytes + at + 4, kHeadKept}, length);
+        at += 4 + kHeadKept;
+        skip_ = length - kHeadKept;
+        continue;
+      }
+      if (left - 4 < length) break;
+      if (length > 0) handler_.on_frame(*this, {bytes + at + 4, length}, length);
+      at += 4 + length;
+    }
+    if (closed()) return false;
+    compact(at);
+    return true;
+  }
+
+  // Keeps the unread tail at the front; gives memory back that one long frame needed.
+  void compact(std::size_t read) {
+    const std::size_t left = input_.size() - read;
+    if (left == 0 && input_.capacity() > 4 * kReadSize) {
+      input_ = etf::Buffer(kReadSize);
+      return;
+    }
+    if (read > 0 && left > 0) std::memmove(input_.data(), input_.data() + read, left);
+    input_.truncate(left);
+  }
+
+  void wake_writer() override {
+    asio::post(stream_.get_executor(), [link = self()] { link->write_some(); });
+  }
+
+  void write_some() {
+    if (writing_ || closed()) return;
+    if (!queue_.take(batch_)) return;
+    writing_ = true;
+    buffers_.clear();
+    for (const iovec& part : batch_.parts) buffers_.emplace_back(part.iov_base, part.iov_len);
+    asio::async_write(stream_, buffers_, [link = self()](asio::error_code error, std::size_t) {
+      link->writing_ = false;
+      if (error) return link->finish(error.message());
+      link->write_some();
+    });
+  }
+
+  void request_close(std::string reason) override {
+    asio::post(stream_.get_executor(), [link = self(), why = std::move(reason)] { link->finish(why); });
+  }
+
+  void finish(const std::string& reason) {
+    if (closed_.exchange(true, std::memory_order_acq_rel)) return;
+    queue_.close();  // from here on no other thread writes to the descriptor
+    asio::error_code ignored;
+    auto& socket = Transport::socket(stream_);
+    socket.shutdown(asio::ip::tcp::socket::shutdown_both, ignored);
+    socket.close(ignored);
+    tick_timer_.cancel();
+    handler_.on_link_closed(*this, reason);
+  }
+
+  Stream stream_;
+  asio::steady_timer tick_timer_;
+  LinkHandler& handler_;
+  const LinkLimits limits_;
+  etf::Buffer input_{kReadSize};
+  std::size_t skip_ = 0;  // bytes of an oversized frame still to be thrown away
+  std::chrono::steady_clock::time_point last_read_;
+  bool writing_ = false;
+  SendQueue::Batch batch_;
+  std::vector<asio::const_buffer> buffers_;
+};
+
+}  // namespace dist
