@@ -20,11 +20,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cnode/dist/frame.hpp"
 #include "cnode/dist/message.hpp"
 
 namespace dist {
 
-inline constexpr std::size_t kFragmentSize = 64 * 1024;
 inline constexpr std::size_t kMaxQueuedBytes = std::size_t{1} << 30;  // then the peer is dropped: it does not read
 
 class SendQueue {
