@@ -17,7 +17,7 @@ namespace {
 // What stands at one place of a control tuple.
 enum class Field : std::uint8_t {
   kEnd,
-  kSkipAtom,     // the empty atom where a cookie once stood
+  kSkipAtom,  // the empty atom where a cookie once stood
   kFromPid,
   kFromProcess,  // a pid or an atom
   kToPid,
@@ -25,14 +25,14 @@ enum class Field : std::uint8_t {
   kToName,
   kToAlias,
   kRef,
-  kId,           // 1 to 2^64 - 1
+  kId,  // 1 to 2^64 - 1
   kFlags,
   kReason,
   kToken,
   kLeader,
   kMfa,
   kOptions,
-  kSpawned,      // a pid, or an atom that says why there is none
+  kSpawned,  // a pid, or an atom that says why there is none
 };
 
 enum class Payload : std::uint8_t { kNone, kOne };
@@ -80,14 +80,16 @@ constexpr std::array<Shape, kOps> shapes() {
   set(Op::kPayloadExit2Tt, {"PAYLOAD_EXIT2_TT", one, {kFromPid, kToPid, kToken}});
   set(Op::kPayloadMonitorPExit, {"PAYLOAD_MONITOR_P_EXIT", one, {kFromProcess, kToPid, kRef}});
   set(Op::kSpawnRequest, {"SPAWN_REQUEST", one, {kRef, kFromPid, kLeader, kMfa, kOptions}});
-  set(Op::kSpawnRequestTt, {"SPAWN_REQUEST_TT", one, {kRef, kFromPid, kLeader, kMfa, kOptions, kToken}});
+  set(Op::kSpawnRequestTt,
+      {"SPAWN_REQUEST_TT", one, {kRef, kFromPid, kLeader, kMfa, kOptions, kToken}});
   set(Op::kSpawnReply, {"SPAWN_REPLY", none, {kRef, kToPid, kFlags, kSpawned}});
   set(Op::kSpawnReplyTt, {"SPAWN_REPLY_TT", none, {kRef, kToPid, kFlags, kSpawned, kToken}});
   set(Op::kAliasSend, {"ALIAS_SEND", one, {kFromPid, kToAlias}});
   set(Op::kAliasSendTt, {"ALIAS_SEND_TT", one, {kFromPid, kToAlias, kToken}});
   set(Op::kUnlinkId, {"UNLINK_ID", none, {kId, kFromPid, kToPid}});
   set(Op::kUnlinkIdAck, {"UNLINK_ID_ACK", none, {kId, kFromPid, kToPid}});
-  set(Op::kAltactSigSend, {"ALTACT_SIG_SEND", one, {kFlags, kFromPid}});  // the rest depends on the flags
+  set(Op::kAltactSigSend,
+      {"ALTACT_SIG_SEND", one, {kFlags, kFromPid}});  // the rest depends on the flags
   return table;
 }
 
@@ -141,7 +143,8 @@ Status take_flags(Reader& in, std::uint64_t& flags) {
   auto big = in.term();
   if (!big) return big.error();
   const std::size_t header = (*big)[0] == etf::kSmallBig ? 3 : (*big)[0] == etf::kLargeBig ? 6 : 0;
-  if (header == 0 || (*big)[header - 1] != 0) return Error{ErrorCode::kWrongType, at, "flags are no natural number"};
+  if (header == 0 || (*big)[header - 1] != 0)
+    return Error{ErrorCode::kWrongType, at, "flags are no natural number"};
   flags = 0;
   for (std::size_t i = 0; i < 8 && header + i < big->size(); ++i) {
     flags |= std::uint64_t{(*big)[header + i]} << (8 * i);
@@ -159,7 +162,8 @@ Status take_mfa(Reader& in, Control& out) {
   const std::size_t count_at = in.offset();
   auto count = in.unsigned_integer();
   if (!count) return count.error();
-  if (*count > 255) return Error{ErrorCode::kMalformed, count_at, "a function takes at most 255 arguments"};
+  if (*count > 255)
+    return Error{ErrorCode::kMalformed, count_at, "a function takes at most 255 arguments"};
   out.arity = static_cast<std::uint32_t>(*count);
   return base::Done{};
 }
@@ -167,7 +171,8 @@ Status take_mfa(Reader& in, Control& out) {
 Status take_options(Reader& in, Bytes& out) {
   auto tag = in.peek();
   if (!tag) return tag.error();
-  if (*tag != etf::kList && *tag != etf::kNil) return Error{ErrorCode::kWrongType, in.offset(), "options are a list"};
+  if (*tag != etf::kList && *tag != etf::kNil)
+    return Error{ErrorCode::kWrongType, in.offset(), "options are a list"};
   return keep(in.term(), out);
 }
 
@@ -225,9 +230,13 @@ Status take_altact_rest(Reader& in, Control& out, std::uint32_t arity) {
   const bool has_token = (out.flags & kAltactToken) != 0;
   const bool has_name = (out.flags & kAltactName) != 0;
   const bool has_alias = (out.flags & kAltactAlias) != 0;
-  if (has_name && has_alias) return Error{ErrorCode::kMalformed, in.offset(), "a receiver is a name or an alias"};
-  if (has_token && arity < 5) return Error{ErrorCode::kMalformed, in.offset(), "a token is announced and missing"};
-  auto status = has_alias ? take_alias(in, out.to) : has_name ? take_name(in, out.to) : take_pid(in, out.to);
+  if (has_name && has_alias)
+    return Error{ErrorCode::kMalformed, in.offset(), "a receiver is a name or an alias"};
+  if (has_token && arity < 5)
+    return Error{ErrorCode::kMalformed, in.offset(), "a token is announced and missing"};
+  auto status = has_alias  ? take_alias(in, out.to)
+                : has_name ? take_name(in, out.to)
+                           : take_pid(in, out.to);
   if (!status) return status;
   std::uint32_t left = arity - 4;
   if (has_token) {
@@ -250,13 +259,15 @@ Status take_fields(const Shape& shape, Reader& in, Control& out, std::uint32_t a
 }
 
 Error named(Error error, std::string_view op) {
-  error.detail = std::string("control message ") + std::string(op) + (error.detail.empty() ? "" : ": ") + error.detail;
+  error.detail = std::string("control message ") + std::string(op) +
+                 (error.detail.empty() ? "" : ": ") + error.detail;
   return error;
 }
 
 // {Op, ...} up to the first identifier, written by hand: arity and number both fit a byte.
 Writer& begin(Writer& out, std::uint8_t arity, Op op) {
-  const std::array<std::uint8_t, 4> header{etf::kSmallTuple, arity, etf::kSmallInteger, static_cast<std::uint8_t>(op)};
+  const std::array<std::uint8_t, 4> header{etf::kSmallTuple, arity, etf::kSmallInteger,
+                                           static_cast<std::uint8_t>(op)};
   return out.raw(header);
 }
 
@@ -281,12 +292,14 @@ Result<Control> parse_control(Reader& in) {
   out.opcode = *opcode;
   const Shape& shape = kShapes[*opcode < kOps ? *opcode : 0];
   if (shape.name.empty()) {
-    if (auto status = skip_terms(in, *arity - 1); !status) return named(status.error(), std::to_string(*opcode));
+    if (auto status = skip_terms(in, *arity - 1); !status)
+      return named(status.error(), std::to_string(*opcode));
     out.has_payload = !in.at_end();
     return result;
   }
   out.op = static_cast<Op>(*opcode);
-  if (auto status = take_fields(shape, in, out, *arity); !status) return named(status.error(), shape.name);
+  if (auto status = take_fields(shape, in, out, *arity); !status)
+    return named(status.error(), shape.name);
   out.has_payload = shape.payload == Payload::kOne;
   if (out.has_payload == in.at_end()) {
     return Error{ErrorCode::kMalformed, in.offset(),
@@ -312,7 +325,8 @@ Result<SpawnOptions> parse_spawn_options(Bytes options) {
     if (!whole) return whole.error();
     Reader option(*whole);
     auto arity = option.tuple();
-    if (!arity || *arity != 2) return Error{ErrorCode::kWrongType, at, "a spawn option is an atom or a pair"};
+    if (!arity || *arity != 2)
+      return Error{ErrorCode::kWrongType, at, "a spawn option is an atom or a pair"};
     auto key = option.atom();
     if (!key) return Error{ErrorCode::kWrongType, at, "a spawn option's key is an atom"};
     if (*key == "monitor") out.monitor = true;
@@ -347,13 +361,17 @@ void append_reg_send(Writer& out, Raw from_pid, std::string_view to_name) {
   begin(out, 4, Op::kRegSend).raw(from_pid).raw(kEmptyAtom).atom(to_name);
 }
 
-void append_alias_send(Writer& out, Raw from_pid, Raw alias) { begin(out, 3, Op::kAliasSend).raw(from_pid).raw(alias); }
+void append_alias_send(Writer& out, Raw from_pid, Raw alias) {
+  begin(out, 3, Op::kAliasSend).raw(from_pid).raw(alias);
+}
 
 void append_altact_send(Writer& out, std::uint64_t flags, Raw from_pid, Raw to) {
   begin(out, 4, Op::kAltactSigSend).unsigned_integer(flags).raw(from_pid).raw(to);
 }
 
-void append_link(Writer& out, Raw from_pid, Raw to_pid) { begin(out, 3, Op::kLink).raw(from_pid).raw(to_pid); }
+void append_link(Writer& out, Raw from_pid, Raw to_pid) {
+  begin(out, 3, Op::kLink).raw(from_pid).raw(to_pid);
+}
 
 void append_unlink_id(Writer& out, std::uint64_t id, Raw from_pid, Raw to_pid) {
   begin(out, 4, Op::kUnlinkId).unsigned_integer(id).raw(from_pid).raw(to_pid);
@@ -399,8 +417,9 @@ void append_payload_monitor_p_exit(Writer& out, Raw from_process, Raw to_pid, Ra
   begin(out, 4, Op::kPayloadMonitorPExit).raw(from_process).raw(to_pid).raw(ref);
 }
 
-void append_spawn_request(Writer& out, Raw request, Raw from_pid, Raw leader_pid, std::string_view module,
-                          std::string_view function, std::uint32_t arity, Raw options) {
+void append_spawn_request(Writer& out, Raw request, Raw from_pid, Raw leader_pid,
+                          std::string_view module, std::string_view function, std::uint32_t arity,
+                          Raw options) {
   begin(out, 6, Op::kSpawnRequest).raw(request).raw(from_pid).raw(leader_pid);
   out.tuple(3).atom(module).atom(function).unsigned_integer(arity).raw(options);
 }

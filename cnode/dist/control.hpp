@@ -1,8 +1,9 @@
-// Control tuples: what a frame is about. The message, exit reason or argument list, if any, follows as the next term.
+// Control tuples: what a frame is about. The message, exit reason or argument list, if any, follows
+// as the next term.
 //
-// parse_control() reads one tuple into views of the frame's bytes. The append functions write one; they take
-// identifiers as they stood on the wire, so that a peer gets back the bytes it sent. In pass-through framing the
-// caller puts the version byte before the tuple and before the payload.
+// parse_control() reads one tuple into views of the frame's bytes. The append functions write one;
+// they take identifiers as they stood on the wire, so that a peer gets back the bytes it sent. In
+// pass-through framing the caller puts the version byte before the tuple and before the payload.
 #pragma once
 
 #include <cstdint>
@@ -92,12 +93,13 @@ struct Control {
   Party spawned;
 };
 
-// Reads the tuple at the cursor, which then stands at the payload or the end. A number nobody defined is kUnknown, with
-// has_payload telling whether bytes are left; a tuple that does not fit its number is an error, and so are a payload
-// that is missing and bytes left where none may be.
+// Reads the tuple at the cursor, which then stands at the payload or the end. A number nobody
+// defined is kUnknown, with has_payload telling whether bytes are left; a tuple that does not fit
+// its number is an error, and so are a payload that is missing and bytes left where none may be.
 base::Result<Control> parse_control(etf::Reader& in);
 
-// What a SPAWN_REQUEST's options ask for; those that only matter to a BEAM's scheduler are passed over.
+// What a SPAWN_REQUEST's options ask for; those that only matter to a BEAM's scheduler are passed
+// over.
 struct SpawnOptions {
   enum class Reply { kYes, kNo, kErrorOnly, kSuccessOnly };
   bool link = false;
@@ -135,8 +137,9 @@ void append_monitor_p_exit(etf::Writer& out, Raw from_process, Raw to_pid, Raw r
 void append_payload_monitor_p_exit(etf::Writer& out, Raw from_process, Raw to_pid, Raw ref);
 
 // The list of arguments follows; `options` is a list.
-void append_spawn_request(etf::Writer& out, Raw request, Raw from_pid, Raw leader_pid, std::string_view module,
-                          std::string_view function, std::uint32_t arity, Raw options);
+void append_spawn_request(etf::Writer& out, Raw request, Raw from_pid, Raw leader_pid,
+                          std::string_view module, std::string_view function, std::uint32_t arity,
+                          Raw options);
 // `result` is the new pid, or an atom that says why there is none.
 void append_spawn_reply(etf::Writer& out, Raw request, Raw to_pid, std::uint64_t flags, Raw result);
 

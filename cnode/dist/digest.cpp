@@ -26,7 +26,8 @@ class Md5 {
   Digest of(std::string_view text) const {
     Digest out{};
     unsigned int size = 0;
-    if (EVP_Digest(text.data(), text.size(), out.data(), &size, algorithm_.get(), nullptr) != 1 || size != out.size()) {
+    if (EVP_Digest(text.data(), text.size(), out.data(), &size, algorithm_.get(), nullptr) != 1 ||
+        size != out.size()) {
       throw std::runtime_error("OpenSSL: MD5 failed");
     }
     return out;

@@ -10,8 +10,8 @@ namespace dist {
 
 using Digest = std::array<std::uint8_t, 16>;
 
-// MD5 comes from a library context of our own, so a system configuration without it (FIPS) does not matter.
-// Throws std::runtime_error when OpenSSL has no MD5 at all.
+// MD5 comes from a library context of our own, so a system configuration without it (FIPS) does not
+// matter. Throws std::runtime_error when OpenSSL has no MD5 at all.
 Digest digest(std::string_view cookie, std::uint32_t challenge);
 
 // Takes the same time wherever the first difference is.

@@ -23,12 +23,16 @@ void append_u16(std::vector<std::uint8_t>& out, std::size_t value) {
 }
 
 base::Status check_alive(std::string_view alive) {
-  if (alive.empty()) return Error{ErrorCode::kMalformed, 0, "a node name needs something before its '@'"};
-  if (alive.size() > kMaxAliveName) return Error{ErrorCode::kTooLarge, 0, "the node name is too long for epmd"};
+  if (alive.empty())
+    return Error{ErrorCode::kMalformed, 0, "a node name needs something before its '@'"};
+  if (alive.size() > kMaxAliveName)
+    return Error{ErrorCode::kTooLarge, 0, "the node name is too long for epmd"};
   return base::Done{};
 }
 
-Error truncated(etf::Bytes received) { return {ErrorCode::kTruncated, received.size(), "epmd's reply goes on"}; }
+Error truncated(etf::Bytes received) {
+  return {ErrorCode::kTruncated, received.size(), "epmd's reply goes on"};
+}
 
 Error not_a_reply(std::uint8_t byte) {
   return {ErrorCode::kUnknownTag, 0, "epmd's reply starts with " + std::to_string(byte)};
@@ -38,7 +42,8 @@ Error not_a_reply(std::uint8_t byte) {
 Result<etf::Bytes> take_sized(etf::Bytes received, std::size_t& offset) {
   if (received.size() - offset < 2) return truncated(received);
   const std::size_t size = etf::read_u16(received.data() + offset);
-  if (size > kMaxEpmdReply) return Error{ErrorCode::kTooLarge, offset, "epmd's reply is longer than any it should send"};
+  if (size > kMaxEpmdReply)
+    return Error{ErrorCode::kTooLarge, offset, "epmd's reply is longer than any it should send"};
   if (received.size() - offset - 2 < size) return truncated(received);
   const etf::Bytes bytes = received.subspan(offset + 2, size);
   offset += 2 + size;
@@ -81,7 +86,8 @@ Result<AliveReply> parse_alive_reply(etf::Bytes received) {
   reply.result = received[1];
   if (reply.result != 0) return reply;
   if (received.size() < (has_long_creation ? 6u : 4u)) return truncated(received);
-  reply.creation = has_long_creation ? etf::read_u32(received.data() + 2) : etf::read_u16(received.data() + 2);
+  reply.creation =
+      has_long_creation ? etf::read_u32(received.data() + 2) : etf::read_u16(received.data() + 2);
   return reply;
 }
 
@@ -103,7 +109,8 @@ Result<PortReply> parse_port_reply(etf::Bytes received) {
   auto extra = take_sized(received, offset);
   if (!extra) return extra.error();
   reply.name.assign(reinterpret_cast<const char*>(name->data()), name->size());
-  if (!etf::is_utf8(reply.name)) return Error{ErrorCode::kMalformed, 12, "epmd's reply has a name that is not UTF-8"};
+  if (!etf::is_utf8(reply.name))
+    return Error{ErrorCode::kMalformed, 12, "epmd's reply has a name that is not UTF-8"};
   if (reply.port == 0) return Error{ErrorCode::kMalformed, 2, "epmd's reply has port 0"};
   return reply;
 }

@@ -1,7 +1,7 @@
 // What is said to epmd and by it, as bytes; the sockets are elsewhere.
 //
-//   us   -> epmd   ALIVE2_REQ          epmd -> us   ALIVE2_X_RESP | ALIVE2_RESP, then the socket stays open
-//   us   -> epmd   PORT_PLEASE2_REQ    epmd -> us   PORT2_RESP, then epmd closes
+//   us   -> epmd   ALIVE2_REQ          epmd -> us   ALIVE2_X_RESP | ALIVE2_RESP, then the socket
+//   stays open us   -> epmd   PORT_PLEASE2_REQ    epmd -> us   PORT2_RESP, then epmd closes
 //
 // A parser gets everything received so far: kTruncated says "read more", any other error "give up".
 #pragma once
@@ -38,7 +38,8 @@ struct PortReply {
 };
 
 // `alive` is the node name's part before the '@'. Both requests include their two-byte length.
-base::Result<std::vector<std::uint8_t>> encode_alive_request(std::string_view alive, std::uint16_t port);
+base::Result<std::vector<std::uint8_t>> encode_alive_request(std::string_view alive,
+                                                             std::uint16_t port);
 base::Result<std::vector<std::uint8_t>> encode_port_request(std::string_view alive);
 
 base::Result<AliveReply> parse_alive_reply(etf::Bytes received);

@@ -1,7 +1,8 @@
-// Capability flags of the handshake: what each side can do. The intersection of both sets is what a link may use.
+// Capability flags of the handshake: what each side can do. The intersection of both sets is what a
+// link may use.
 //
-// The numbers are those of the distribution protocol. Documentation trap: MANDATORY_25_DIGEST is bit 26 on the wire,
-// although the protocol's page says 36.
+// The numbers are those of the distribution protocol. Documentation trap: MANDATORY_25_DIGEST is
+// bit 26 on the wire, although the protocol's page says 36.
 #pragma once
 
 #include <cstdint>
@@ -44,24 +45,27 @@ enum Flag : std::uint64_t {
 };
 
 // What OTP 25 demands of everybody.
-inline constexpr std::uint64_t kMandatory25 = kExtendedReferences | kFunTags | kNewFunTags | kExtendedPidsPorts |
-                                              kExportPtrTag | kBitBinaries | kNewFloats | kUtf8Atoms | kMapTag |
-                                              kBigCreation | kHandshake23;
+inline constexpr std::uint64_t kMandatory25 =
+    kExtendedReferences | kFunTags | kNewFunTags | kExtendedPidsPorts | kExportPtrTag |
+    kBitBinaries | kNewFloats | kUtf8Atoms | kMapTag | kBigCreation | kHandshake23;
 
-// What we demand: the above, and the two that OTP 26 demands as well, which every OTP 25 node offers.
+// What we demand: the above, and the two that OTP 26 demands as well, which every OTP 25 node
+// offers.
 inline constexpr std::uint64_t kMandatoryFlags = kMandatory25 | kV4Nc | kUnlinkId;
 
 // What we offer. Not PUBLISHED (we are a hidden node), no atom cache, no native records.
-inline constexpr std::uint64_t kOurFlags = kMandatoryFlags | kMandatory25Digest | kDistMonitor | kDistMonitorName |
-                                           kUnicodeIo | kSmallAtomTags | kSendSender | kBigSeqtraceLabels |
-                                           kExitPayload | kFragments | kSpawn | kAlias | kAltactSig;
+inline constexpr std::uint64_t kOurFlags = kMandatoryFlags | kMandatory25Digest | kDistMonitor |
+                                           kDistMonitorName | kUnicodeIo | kSmallAtomTags |
+                                           kSendSender | kBigSeqtraceLabels | kExitPayload |
+                                           kFragments | kSpawn | kAlias | kAltactSig;
 
 // `flags` with MANDATORY_25_DIGEST spelled out into the flags it stands for.
 constexpr std::uint64_t expand(std::uint64_t flags) {
   return (flags & kMandatory25Digest) != 0 ? flags | kMandatory25 : flags;
 }
 
-// The names of the flags we demand and `flags` lacks, as "V4_NC, UNLINK_ID"; empty when none is missing.
+// The names of the flags we demand and `flags` lacks, as "V4_NC, UNLINK_ID"; empty when none is
+// missing.
 std::string missing_mandatory(std::uint64_t flags);
 
 }  // namespace dist

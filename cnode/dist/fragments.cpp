@@ -9,9 +9,10 @@ namespace dist {
 using base::Error;
 using base::ErrorCode;
 
-Assembler::Outcome Assembler::on_first(std::uint64_t sequence, std::uint64_t fragment, etf::Bytes body,
-                                       Clock::time_point now) {
-  if (fragment == 0) return Error{ErrorCode::kMalformed, 0, "fragments are numbered down to 1, not 0"};
+Assembler::Outcome Assembler::on_first(std::uint64_t sequence, std::uint64_t fragment,
+                                       etf::Bytes body, Clock::time_point now) {
+  if (fragment == 0)
+    return Error{ErrorCode::kMalformed, 0, "fragments are numbered down to 1, not 0"};
   const auto known = open_.find(sequence);
   if (known != open_.end()) {
     // A sender we forgot may come back with a new message; one in the middle of a message may not.
@@ -31,11 +32,13 @@ Assembler::Outcome Assembler::on_first(std::uint64_t sequence, std::uint64_t fra
   return add(at, body, now);
 }
 
-Assembler::Outcome Assembler::on_next(std::uint64_t sequence, std::uint64_t fragment, etf::Bytes data,
-                                      Clock::time_point now) {
+Assembler::Outcome Assembler::on_next(std::uint64_t sequence, std::uint64_t fragment,
+                                      etf::Bytes data, Clock::time_point now) {
   const auto at = open_.find(sequence);
-  if (at == open_.end()) return Error{ErrorCode::kMalformed, 0, "a fragment of a sequence that was not begun"};
-  if (at->second.next != fragment) return Error{ErrorCode::kMalformed, 0, "a fragment out of order"};
+  if (at == open_.end())
+    return Error{ErrorCode::kMalformed, 0, "a fragment of a sequence that was not begun"};
+  if (at->second.next != fragment)
+    return Error{ErrorCode::kMalformed, 0, "a fragment out of order"};
   return add(at, data, now);
 }
 
@@ -50,8 +53,8 @@ std::size_t Assembler::drop_idle(Clock::time_point since) {
   return dropped;
 }
 
-Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::iterator at, etf::Bytes data,
-                                  Clock::time_point now) {
+Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::iterator at,
+                                  etf::Bytes data, Clock::time_point now) {
   Sequence& sequence = at->second;
   sequence.touched = now;
   if (sequence.fate == Fate::kKept) {
@@ -74,15 +77,18 @@ Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::i
   return whole;
 }
 
-// The control tuple lies whole in the first fragment: it is at the front of what is held, or of `data` when nothing is.
+// The control tuple lies whole in the first fragment: it is at the front of what is held, or of
+// `data` when nothing is.
 base::Status Assembler::shrink_to_control(Sequence& sequence, etf::Bytes data) {
   etf::Reader reader(sequence.bytes.empty() ? data : sequence.bytes.bytes());
   auto control = reader.term();
   if (!control) return control.error();
   etf::Buffer kept;
-  // Control tuples may take a little more than the messages, so that those refused for the total can be answered.
+  // Control tuples may take a little more than the messages, so that those refused for the total
+  // can be answered.
   const std::size_t room = limits_.total + limits_.total / 8;
-  if (control->size() <= limits_.control && held_ - sequence.bytes.size() + control->size() <= room) {
+  if (control->size() <= limits_.control &&
+      held_ - sequence.bytes.size() + control->size() <= room) {
     kept.append(*control);
   }
   release(sequence);

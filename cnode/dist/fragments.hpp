@@ -4,10 +4,11 @@
 //   first (seq 9, 2) ─┼─▶ { 7: bytes…, 9: bytes… } ── fragment 1 ──▶ control [message]
 //   next  (seq 7, 2) ─┘
 //
-// Many sequences run interleaved on one link; inside one the fragment numbers count down to 1 without a gap, and
-// anything else is an error of the stream. A message over the bounds is no such error: its bytes are dropped as they
-// come, and at its end the control tuple alone comes out, marked, so that the sender can be told. Memory grows with
-// the bytes that arrived, never to a size that was announced.
+// Many sequences run interleaved on one link; inside one the fragment numbers count down to 1
+// without a gap, and anything else is an error of the stream. A message over the bounds is no such
+// error: its bytes are dropped as they come, and at its end the control tuple alone comes out,
+// marked, so that the sender can be told. Memory grows with the bytes that arrived, never to a size
+// that was announced.
 #pragma once
 
 #include <chrono>
@@ -25,12 +26,13 @@ struct FragmentLimits {
   std::size_t message = etf::kMaxMessage;    // bytes of one message, its control tuple included
   std::size_t total = 2 * etf::kMaxMessage;  // bytes held for all unfinished ones together
   std::size_t sequences = 10'000;            // unfinished ones; one more is an error
-  std::size_t control = 256 * 1024;          // bytes kept of a control tuple whose message is dropped
+  std::size_t control = 256 * 1024;  // bytes kept of a control tuple whose message is dropped
 };
 
 struct Assembled {
   etf::Buffer bytes;       // control [message], as in a whole frame
-  bool too_large = false;  // the message was dropped: bytes is the control tuple alone, or empty if even that is too large
+  bool too_large = false;  // the message was dropped: bytes is the control tuple alone, or empty if
+                           // even that is too large
 };
 
 class Assembler {
@@ -40,11 +42,13 @@ class Assembler {
 
   explicit Assembler(FragmentLimits limits = {}) : limits_(limits) {}
 
-  Outcome on_first(std::uint64_t sequence, std::uint64_t fragment, etf::Bytes body, Clock::time_point now = Clock::now());
-  Outcome on_next(std::uint64_t sequence, std::uint64_t fragment, etf::Bytes data, Clock::time_point now = Clock::now());
+  Outcome on_first(std::uint64_t sequence, std::uint64_t fragment, etf::Bytes body,
+                   Clock::time_point now = Clock::now());
+  Outcome on_next(std::uint64_t sequence, std::uint64_t fragment, etf::Bytes data,
+                  Clock::time_point now = Clock::now());
 
-  // Frees what unfinished sequences hold that have been silent since before `since`; returns how many. Should one go
-  // on after all, its rest is dropped too and never comes out.
+  // Frees what unfinished sequences hold that have been silent since before `since`; returns how
+  // many. Should one go on after all, its rest is dropped too and never comes out.
   std::size_t drop_idle(Clock::time_point since);
 
   std::size_t open() const { return open_.size(); }
@@ -59,7 +63,8 @@ class Assembler {
     Clock::time_point touched;
   };
 
-  Outcome add(std::unordered_map<std::uint64_t, Sequence>::iterator at, etf::Bytes data, Clock::time_point now);
+  Outcome add(std::unordered_map<std::uint64_t, Sequence>::iterator at, etf::Bytes data,
+              Clock::time_point now);
   base::Status shrink_to_control(Sequence& sequence, etf::Bytes data);
   void release(Sequence& sequence);
 

@@ -24,9 +24,12 @@ constexpr std::size_t kNameFixed = 15;       // 'N' flags:64 creation:32 length:
 constexpr std::size_t kChallengeFixed = 19;  // 'N' flags:64 challenge:32 creation:32 length:16
 constexpr std::size_t kReplySize = 21;       // 'r' challenge:32 digest
 constexpr std::size_t kAckSize = 17;         // 'a' digest
-constexpr std::uint32_t kMinCreation = 4;    // smaller ones are taken for the two-bit creations of old
+constexpr std::uint32_t kMinCreation =
+    4;  // smaller ones are taken for the two-bit creations of old
 
-std::string_view text_of(etf::Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+std::string_view text_of(etf::Bytes bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 // A peer's text for the log: quoted, cut, and nothing in it that a terminal would obey.
 std::string printable(std::string_view text) {
@@ -79,24 +82,29 @@ Step send(Packet packet, Step::Next next) {
 }
 
 bool is_host(std::string_view host) {
-  return !host.empty() && host.size() <= kMaxNodeName && host.find('@') == std::string_view::npos && etf::is_utf8(host) &&
-         std::none_of(host.begin(), host.end(), [](char c) { return static_cast<unsigned char>(c) <= 0x20 || c == 0x7f; });
+  return !host.empty() && host.size() <= kMaxNodeName && host.find('@') == std::string_view::npos &&
+         etf::is_utf8(host) && std::none_of(host.begin(), host.end(), [](char c) {
+           return static_cast<unsigned char>(c) <= 0x20 || c == 0x7f;
+         });
 }
 
 }  // namespace
 
 bool is_node_name(std::string_view name) {
   const std::size_t at = name.find('@');
-  return at != std::string_view::npos && name.size() <= kMaxNodeName && is_host(name.substr(0, at)) &&
-         is_host(name.substr(at + 1));
+  return at != std::string_view::npos && name.size() <= kMaxNodeName &&
+         is_host(name.substr(0, at)) && is_host(name.substr(at + 1));
 }
 
-bool simultaneous_winner(std::string_view our_name, std::string_view peer_name) { return our_name > peer_name; }
+bool simultaneous_winner(std::string_view our_name, std::string_view peer_name) {
+  return our_name > peer_name;
+}
 
 Handshake::Handshake(Role role, HandshakeConfig config, std::string expected_peer)
     : role_(role), config_(std::move(config)), expected_peer_(std::move(expected_peer)) {
   assert(config_.cookie && "a handshake without a cookie proves nothing");
-  assert((is_node_name(config_.name) || (role == Role::kInitiator && (config_.flags & kNameMe) != 0)) &&
+  assert((is_node_name(config_.name) ||
+          (role == Role::kInitiator && (config_.flags & kNameMe) != 0)) &&
          "a node has a name, or dials to be given one");
   assert(config_.creation >= kMinCreation || (config_.flags & kNameMe) != 0);
   peer_.our_name = config_.name;
@@ -118,7 +126,8 @@ Step Handshake::start() {
 }
 
 Result<Step> Handshake::on_packet(etf::Bytes packet) {
-  if (packet.size() > kMaxHandshakePacket) return fail(ErrorCode::kTooLarge, "a handshake packet over the limit");
+  if (packet.size() > kMaxHandshakePacket)
+    return fail(ErrorCode::kTooLarge, "a handshake packet over the limit");
   if (packet.empty()) return fail(ErrorCode::kTruncated, "an empty handshake packet");
   switch (state_) {
     case State::kName:
@@ -149,7 +158,8 @@ Result<Step> Handshake::decide(Decision decision) {
     case Decision::kOkSimultaneous: {
       peer_.simultaneous = decision == Decision::kOkSimultaneous;
       state_ = State::kChallengeReply;
-      Step step = send(status_packet(peer_.simultaneous ? "ok_simultaneous" : "ok"), Step::Next::kContinue);
+      Step step =
+          send(status_packet(peer_.simultaneous ? "ok_simultaneous" : "ok"), Step::Next::kContinue);
       step.send.push_back(challenge_packet());
       return step;
     }
@@ -161,7 +171,8 @@ Result<Step> Handshake::decide(Decision decision) {
       break;
   }
   state_ = State::kFailed;
-  return send(status_packet(decision == Decision::kNok ? "nok" : "not_allowed"), Step::Next::kClose);
+  return send(status_packet(decision == Decision::kNok ? "nok" : "not_allowed"),
+              Step::Next::kClose);
 }
 
 Error Handshake::fail(ErrorCode code, std::string detail) {
@@ -176,21 +187,28 @@ Error Handshake::refuse(ErrorCode code, std::string detail) {
   return fail(code, std::move(detail));
 }
 
-// Acceptor, first packet: 'N' flags:64 creation:32 length:16 name, and perhaps more to come in later versions.
+// Acceptor, first packet: 'N' flags:64 creation:32 length:16 name, and perhaps more to come in
+// later versions.
 Result<Step> Handshake::on_name(etf::Bytes packet) {
-  if (packet[0] == 'n') return fail(ErrorCode::kUnsupported, "the peer speaks protocol version 5 (before OTP 23), we need 6");
+  if (packet[0] == 'n')
+    return fail(ErrorCode::kUnsupported,
+                "the peer speaks protocol version 5 (before OTP 23), we need 6");
   if (packet[0] != 'N') return fail(ErrorCode::kUnknownTag, "the first packet is not a name");
   if (packet.size() < kNameFixed) return fail(ErrorCode::kTruncated, "the name packet is cut");
   const std::uint64_t flags = etf::read_u64(packet.data() + 1);
   const std::size_t length = etf::read_u16(packet.data() + 13);
-  if (packet.size() - kNameFixed < length) return fail(ErrorCode::kTruncated, "the name packet is cut");
+  if (packet.size() - kNameFixed < length)
+    return fail(ErrorCode::kTruncated, "the name packet is cut");
   const std::string_view name = text_of(packet.subspan(kNameFixed, length));
-  if ((flags & kNameMe) != 0) return refuse(ErrorCode::kUnsupported, "the peer asks for a name, and we give none");
-  if (!is_node_name(name)) return fail(ErrorCode::kMalformed, "not a node name: " + printable(name));
+  if ((flags & kNameMe) != 0)
+    return refuse(ErrorCode::kUnsupported, "the peer asks for a name, and we give none");
+  if (!is_node_name(name))
+    return fail(ErrorCode::kMalformed, "not a node name: " + printable(name));
   peer_.name = name;
   peer_.creation = etf::read_u32(packet.data() + 9);
   if (name == config_.name) return refuse(ErrorCode::kRefused, "the peer has our own name");
-  if (auto status = take_flags(flags); !status) return refuse(status.error().code, status.error().detail);
+  if (auto status = take_flags(flags); !status)
+    return refuse(status.error().code, status.error().detail);
   state_ = State::kDecision;
   return Step{{}, Step::Next::kNeedDecision};
 }
@@ -216,20 +234,24 @@ Result<Step> Handshake::on_status(etf::Bytes packet) {
     state_ = State::kChallenge;
     return send(status_packet("true"), Step::Next::kContinue);
   }
-  if (status == "nok") return fail(ErrorCode::kRefused, "the peer is dialling us itself and keeps that attempt");
-  if (status == "not_allowed") return fail(ErrorCode::kRefused, "the peer does not allow our name or our flags");
+  if (status == "nok")
+    return fail(ErrorCode::kRefused, "the peer is dialling us itself and keeps that attempt");
+  if (status == "not_allowed")
+    return fail(ErrorCode::kRefused, "the peer does not allow our name or our flags");
   return fail(ErrorCode::kUnsupported, "an unknown status: " + printable(status));
 }
 
 // The rest of a status `named:`, length:16 name creation:32.
 Result<Step> Handshake::on_named(std::string_view rest) {
-  if ((config_.flags & kNameMe) == 0) return fail(ErrorCode::kMalformed, "the peer gives us a name we did not ask for");
+  if ((config_.flags & kNameMe) == 0)
+    return fail(ErrorCode::kMalformed, "the peer gives us a name we did not ask for");
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(rest.data());
   if (rest.size() < 2) return fail(ErrorCode::kTruncated, "the status packet is cut");
   const std::size_t length = etf::read_u16(bytes);
   if (rest.size() < 2 + length + 4) return fail(ErrorCode::kTruncated, "the status packet is cut");
   const std::string_view name = rest.substr(2, length);
-  if (!is_node_name(name)) return fail(ErrorCode::kMalformed, "the peer names us " + printable(name));
+  if (!is_node_name(name))
+    return fail(ErrorCode::kMalformed, "the peer names us " + printable(name));
   peer_.our_name = name;
   peer_.our_creation = etf::read_u32(bytes + 2 + length);
   peer_.name_assigned = true;
@@ -242,7 +264,8 @@ Result<Step> Handshake::on_status_reply(etf::Bytes packet) {
   if (packet[0] != 's') return fail(ErrorCode::kUnknownTag, "a status was due");
   const std::string_view status = text_of(packet.subspan(1));
   if (status == "false") return fail(ErrorCode::kRefused, "the peer keeps the link there is");
-  if (status != "true") return fail(ErrorCode::kMalformed, "an unknown answer to `alive`: " + printable(status));
+  if (status != "true")
+    return fail(ErrorCode::kMalformed, "an unknown answer to `alive`: " + printable(status));
   peer_.replaces_link = true;
   state_ = State::kChallengeReply;
   return send(challenge_packet(), Step::Next::kContinue);
@@ -250,14 +273,18 @@ Result<Step> Handshake::on_status_reply(etf::Bytes packet) {
 
 // Initiator: 'N' flags:64 challenge:32 creation:32 length:16 name.
 Result<Step> Handshake::on_challenge(etf::Bytes packet) {
-  if (packet[0] == 'n') return fail(ErrorCode::kUnsupported, "the peer speaks protocol version 5 (before OTP 23), we need 6");
+  if (packet[0] == 'n')
+    return fail(ErrorCode::kUnsupported,
+                "the peer speaks protocol version 5 (before OTP 23), we need 6");
   if (packet[0] != 'N') return fail(ErrorCode::kUnknownTag, "a challenge was due");
   if (packet.size() < kChallengeFixed) return fail(ErrorCode::kTruncated, "the challenge is cut");
   const std::uint32_t challenge = etf::read_u32(packet.data() + 9);
   const std::size_t length = etf::read_u16(packet.data() + 17);
-  if (packet.size() - kChallengeFixed < length) return fail(ErrorCode::kTruncated, "the challenge is cut");
+  if (packet.size() - kChallengeFixed < length)
+    return fail(ErrorCode::kTruncated, "the challenge is cut");
   const std::string_view name = text_of(packet.subspan(kChallengeFixed, length));
-  if (!is_node_name(name)) return fail(ErrorCode::kMalformed, "not a node name: " + printable(name));
+  if (!is_node_name(name))
+    return fail(ErrorCode::kMalformed, "not a node name: " + printable(name));
   if (!expected_peer_.empty() && name != expected_peer_) {
     return fail(ErrorCode::kRefused, "another node answers: " + printable(name));
   }
@@ -269,14 +296,16 @@ Result<Step> Handshake::on_challenge(etf::Bytes packet) {
   }
   challenge_ = base::secure_random_u32();
   state_ = State::kAck;
-  Packet reply = PacketWriter('r').u32(challenge_).bytes(digest(config_.cookie(peer_.name), challenge)).take();
+  Packet reply =
+      PacketWriter('r').u32(challenge_).bytes(digest(config_.cookie(peer_.name), challenge)).take();
   return send(std::move(reply), Step::Next::kContinue);
 }
 
 // Acceptor: 'r' challenge:32 digest:128, the peer's proof and its own challenge.
 Result<Step> Handshake::on_challenge_reply(etf::Bytes packet) {
   if (packet[0] != 'r') return fail(ErrorCode::kUnknownTag, "the answer to our challenge was due");
-  if (packet.size() != kReplySize) return fail(ErrorCode::kMalformed, "the answer to our challenge has a wrong size");
+  if (packet.size() != kReplySize)
+    return fail(ErrorCode::kMalformed, "the answer to our challenge has a wrong size");
   const std::string cookie = config_.cookie(peer_.name);
   if (!constant_time_equal(packet.subspan(5), digest(cookie, challenge_))) {
     return fail(ErrorCode::kRefused, "the cookie does not match");
@@ -289,7 +318,8 @@ Result<Step> Handshake::on_challenge_reply(etf::Bytes packet) {
 // Initiator, last packet: 'a' digest:128.
 Result<Step> Handshake::on_ack(etf::Bytes packet) {
   if (packet[0] != 'a') return fail(ErrorCode::kUnknownTag, "the peer's proof was due");
-  if (packet.size() != kAckSize) return fail(ErrorCode::kMalformed, "the peer's proof has a wrong size");
+  if (packet.size() != kAckSize)
+    return fail(ErrorCode::kMalformed, "the peer's proof has a wrong size");
   if (!constant_time_equal(packet.subspan(1), digest(config_.cookie(peer_.name), challenge_))) {
     return fail(ErrorCode::kRefused, "the cookie does not match");
   }
@@ -302,7 +332,8 @@ base::Status Handshake::take_flags(std::uint64_t flags) {
   peer_.flags = peer_.offered & expand(config_.flags);
   const std::string missing = missing_mandatory(flags);
   if (missing.empty()) return base::Done{};
-  return Error{ErrorCode::kUnsupported, 0, "the peer lacks " + missing + " (a node before OTP 25?)"};
+  return Error{ErrorCode::kUnsupported, 0,
+               "the peer lacks " + missing + " (a node before OTP 25?)"};
 }
 
 Packet Handshake::challenge_packet() {

@@ -1,4 +1,5 @@
-// Handshake: how two nodes learn each other's names and prove that they share a cookie (protocol version 6).
+// Handshake: how two nodes learn each other's names and prove that they share a cookie (protocol
+// version 6).
 //
 //   initiator                                acceptor
 //     'N' flags, creation, name ────────────▶   kNeedDecision: decide()
@@ -8,8 +9,9 @@
 //     'r' challenge, digest ────────────────▶   kDone
 //   kDone ◀─────── 'a' digest
 //
-// No socket and no clock: packets in, packets and decisions out. The caller puts the length in front (two bytes on
-// TCP, four inside TLS), refuses packets over kMaxHandshakePacket unread and keeps the time.
+// No socket and no clock: packets in, packets and decisions out. The caller puts the length in
+// front (two bytes on TCP, four inside TLS), refuses packets over kMaxHandshakePacket unread and
+// keeps the time.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +30,8 @@ inline constexpr std::size_t kMaxHandshakePacket = 1024;
 inline constexpr std::size_t kMaxNodeName = 255;  // bytes
 
 struct HandshakeConfig {
-  std::string name;  // name@host; only a host where the peer shall name us (initiator with kNameMe in flags)
+  std::string name;  // name@host; only a host where the peer shall name us (initiator with kNameMe
+                     // in flags)
   std::uint32_t creation = 0;
   std::uint64_t flags = kOurFlags;
   std::function<std::string(std::string_view peer)> cookie;
@@ -39,8 +42,9 @@ struct PeerInfo {
   std::uint64_t flags = 0;    // what both sides can do
   std::uint64_t offered = 0;  // all the peer said it can do
   std::uint32_t creation = 0;
-  bool simultaneous = false;   // initiator: the peer was dialling us too, and gives way
-  bool replaces_link = false;  // either role: went through `alive`, an older link of this name gives way
+  bool simultaneous = false;  // initiator: the peer was dialling us too, and gives way
+  bool replaces_link =
+      false;  // either role: went through `alive`, an older link of this name gives way
   bool name_assigned = false;  // initiator: our name is the peer's gift
   std::string our_name;
   std::uint32_t our_creation = 0;
@@ -52,7 +56,7 @@ enum class Decision {
   kOkSimultaneous,  // we were dialling it too, and its attempt wins
   kNok,             // we were dialling it too, and our attempt wins
   kNotAllowed,
-  kAlive,           // there is a link of that name: the peer says whether it may go
+  kAlive,  // there is a link of that name: the peer says whether it may go
 };
 
 class Handshake {
@@ -84,10 +88,22 @@ class Handshake {
   Role role() const { return role_; }
 
  private:
-  enum class State { kStart, kName, kDecision, kStatus, kStatusReply, kChallenge, kChallengeReply, kAck, kDone, kFailed };
+  enum class State {
+    kStart,
+    kName,
+    kDecision,
+    kStatus,
+    kStatusReply,
+    kChallenge,
+    kChallengeReply,
+    kAck,
+    kDone,
+    kFailed
+  };
 
   base::Error fail(base::ErrorCode code, std::string detail);
-  base::Error refuse(base::ErrorCode code, std::string detail);  // fail, and tell the peer `not_allowed`
+  base::Error refuse(base::ErrorCode code,
+                     std::string detail);  // fail, and tell the peer `not_allowed`
   base::Result<Step> on_name(etf::Bytes packet);
   base::Result<Step> on_status(etf::Bytes packet);
   base::Result<Step> on_named(std::string_view rest);
@@ -107,8 +123,8 @@ class Handshake {
   PeerInfo peer_;
 };
 
-// Whether `name` can be a node's name: one '@' with something on both sides, UTF-8 without control characters,
-// at most kMaxNodeName bytes.
+// Whether `name` can be a node's name: one '@' with something on both sides, UTF-8 without control
+// characters, at most kMaxNodeName bytes.
 bool is_node_name(std::string_view name);
 
 // Two nodes dial each other at once: whether our attempt is the one that is kept.
