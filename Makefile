@@ -1,0 +1,32 @@
+# Each target is one line into the tool or script that does it.
+.PHONY: deps build test check format bench fuzz soak matrix clean
+
+deps:            # installs what is missing, with apt-get
+	@tests/run/deps
+
+build: deps      # build/sidewinder, _build/default/lib/sidewinder, python/ with its native modules
+	tests/run/build
+
+test: deps       # everything: C++ (plain, asan, tsan), fuzzing, Python, Erlang, end to end, a short soak, checks
+	@/usr/bin/python3 tests/run/suites.py
+
+check: deps      # formatting, static analysis, types
+	@tests/run/check
+
+format: deps     # what `check` would ask for
+	@tests/run/check --fix
+
+bench: build
+	tests/bench/run
+
+fuzz: deps       # FUZZ_SECONDS for each target, ten minutes unless told
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} /usr/bin/python3 tests/run/suites.py fuzz
+
+soak: deps       # SOAK_SECONDS under asan, half an hour unless told
+	@SOAK_SECONDS=$${SOAK_SECONDS:-1800} /usr/bin/python3 tests/run/suites.py soak
+
+matrix:          # the tests on Debian 13 and sid, in throw-away roots
+	@tests/matrix/run
+
+clean:
+	rm -rf build build-asan build-tsan build-fuzz build-tidy _build python/erlang/*.so python/erlang_loop/*.so
