@@ -14,6 +14,7 @@
 #include "cnode/base/log.hpp"
 #include "cnode/dist/async.hpp"
 #include "cnode/dist/link.hpp"
+#include "cnode/etf/reader.hpp"
 
 namespace dist {
 
