@@ -1,0 +1,336 @@
+%% Sidewinder's face: call Python from Erlang.
+%%
+%%   1> application:ensure_all_started(sidewinder).
+%%   2> py:call(math, sqrt, [2.0]).
+%%   {ok,1.4142135623730951}
+%%
+%% Functions without a target use the application environment's `default_node`; if none is set, one
+%% local node is started. A target is the name of a node, which is connected to on its first use.
+%%
+%% Modules and functions are atoms or binaries; a function may be dotted ('path.join'). Calls and
+%% targeted calls are told apart by where the list of arguments stands. Wrong types of arguments are
+%% the caller's mistake and raise; everything that can go wrong later is {error, Reason}.
+-module(py).
+
+-export([call/3, call/4, call/5, cast/3, cast/4, cast/5]).
+-export([eval/1, eval/2, eval/3, eval/4, exec/1, exec/2, exec/3]).
+-export([spawn_call/3, spawn_call/4, spawn_call/5, await/1, await/2]).
+-export([register_function/2, register_function/3, unregister_function/1]).
+-export([version/0, node_info/1]).
+
+-export_type([target/0, name/0, kwargs/0, options/0, result/0, reason/0]).
+
+-define(TIMEOUT_MS, 30000).
+-define(DEFAULT, '$default').    % the row of the default node in the table of links
+-define(is_name(X), (is_atom(X) orelse is_binary(X))).
+-define(is_kwargs(X), (is_map(X) orelse X =:= [])).
+-define(is_timeout(X), (X =:= infinity orelse (is_integer(X) andalso X >= 0))).
+-define(is_args(X), (length(X) >= 0)).
+-define(is_code(X), (is_binary(X) orelse is_list(X))).
+
+-type target() :: node().
+-type name() :: atom() | binary().
+-type kwargs() :: #{name() => term()} | [].
+-type options() :: #{
+    kwargs => kwargs(),
+    timeout => timeout(),               % default 30000 ms
+    binary => auto | str | bytes        % what Erlang binaries become in Python
+}.
+-type code() :: binary() | string().
+-type reason() :: py_link:reason().
+-type result() :: {ok, term()} | {error, reason()}.
+
+%% --- call ---------------------------------------------------------------------------------------
+
+%% Calls M.F(*Args) on the default node.
+-spec call(name(), name(), [term()]) -> result().
+call(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    request(?DEFAULT, {call, 0, M, F, Args}, ?TIMEOUT_MS).
+
+%% Calls M.F(*Args, **Kwargs) on the default node, or M.F(*Args) on Target.
+-spec call(name(), name(), [term()], kwargs()) -> result();
+          (target(), name(), name(), [term()]) -> result().
+call(M, F, Args, Kwargs) when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs) ->
+    request(?DEFAULT, {call, 0, M, F, Args, Kwargs}, ?TIMEOUT_MS);
+call(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    request(Target, {call, 0, M, F, Args}, ?TIMEOUT_MS).
+
+%% The same with a timeout, or with options for a call on Target.
+-spec call(name(), name(), [term()], kwargs(), timeout()) -> result();
+          (target(), name(), name(), [term()], options()) -> result().
+call(M, F, Args, Kwargs, Timeout)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs), ?is_timeout(Timeout) ->
+    request(?DEFAULT, {call, 0, M, F, Args, Kwargs}, Timeout);
+call(Target, M, F, Args, Options)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
+    request(Target, call_request(M, F, Args, Options), timeout_of(Options, ?TIMEOUT_MS)).
+
+%% --- cast ---------------------------------------------------------------------------------------
+
+%% Calls M.F(*Args) on the default node and drops the result; `ok` says that the request is under
+%% way, nothing more.
+-spec cast(name(), name(), [term()]) -> ok | {error, reason()}.
+cast(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    cast_to(?DEFAULT, {cast, M, F, Args, []}).
+
+%% The same with keyword arguments, or on Target.
+-spec cast(name(), name(), [term()], kwargs()) -> ok | {error, reason()};
+          (target(), name(), name(), [term()]) -> ok | {error, reason()}.
+cast(M, F, Args, Kwargs) when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs) ->
+    cast_to(?DEFAULT, {cast, M, F, Args, Kwargs});
+cast(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    cast_to(Target, {cast, M, F, Args, []}).
+
+%% The same on Target with options; `kwargs` is the one that means something to a cast.
+-spec cast(target(), name(), name(), [term()], #{kwargs => kwargs()}) -> ok | {error, reason()}.
+cast(Target, M, F, Args, Options)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
+    ok = check_options(Options, [kwargs]),
+    cast_to(Target, {cast, M, F, Args, maps:get(kwargs, Options, [])}).
+
+%% --- eval and exec --------------------------------------------------------------------------------
+
+%% Evaluates a Python expression in the calling process's own namespace on the default node.
+-spec eval(code()) -> result().
+eval(Code) when ?is_code(Code) ->
+    eval_on(?DEFAULT, Code, #{}, ?TIMEOUT_MS).
+
+%% The same with local variables, or on Target.
+-spec eval(code(), #{name() => term()}) -> result();
+          (target(), code()) -> result().
+eval(Code, Locals) when ?is_code(Code), is_map(Locals) ->
+    eval_on(?DEFAULT, Code, Locals, ?TIMEOUT_MS);
+eval(Target, Code) when ?is_code(Code) ->
+    eval_on(Target, Code, #{}, ?TIMEOUT_MS).
+
+%% The same with local variables and a timeout, or with local variables on Target.
+-spec eval(code(), #{name() => term()}, timeout()) -> result();
+          (target(), code(), #{name() => term()}) -> result().
+eval(Code, Locals, Timeout) when ?is_code(Code), is_map(Locals), ?is_timeout(Timeout) ->
+    eval_on(?DEFAULT, Code, Locals, Timeout);
+eval(Target, Code, Locals) when ?is_code(Code), is_map(Locals) ->
+    eval_on(Target, Code, Locals, ?TIMEOUT_MS).
+
+%% The same on Target with local variables and options, of which `timeout` has a meaning here.
+-spec eval(target(), code(), #{name() => term()}, #{timeout => timeout()}) -> result().
+eval(Target, Code, Locals, Options) when ?is_code(Code), is_map(Locals), is_map(Options) ->
+    ok = check_options(Options, [timeout]),
+    eval_on(Target, Code, Locals, timeout_of(Options, ?TIMEOUT_MS)).
+
+%% Runs Python statements in the calling process's own namespace on the default node.
+-spec exec(code()) -> result().
+exec(Code) when ?is_code(Code) ->
+    exec_on(?DEFAULT, Code, ?TIMEOUT_MS).
+
+%% The same on Target.
+-spec exec(target(), code()) -> result().
+exec(Target, Code) when ?is_code(Code) ->
+    exec_on(Target, Code, ?TIMEOUT_MS).
+
+%% The same on Target with options, of which `timeout` has a meaning here.
+-spec exec(target(), code(), #{timeout => timeout()}) -> result().
+exec(Target, Code, Options) when ?is_code(Code), is_map(Options) ->
+    ok = check_options(Options, [timeout]),
+    exec_on(Target, Code, timeout_of(Options, ?TIMEOUT_MS)).
+
+%% --- spawn_call and await -------------------------------------------------------------------------
+
+%% Like call/3, but returns at once; the result comes as the message {py_response, Ref, Result}, to
+%% be received by await/1,2 or by hand. Without an explicit timeout the call may take for ever; it
+%% is cancelled when the calling process dies.
+-spec spawn_call(name(), name(), [term()]) -> reference().
+spawn_call(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    spawn_item(?DEFAULT, {call, 0, M, F, Args}, infinity).
+
+%% Like call/4.
+-spec spawn_call(name(), name(), [term()], kwargs()) -> reference();
+                (target(), name(), name(), [term()]) -> reference().
+spawn_call(M, F, Args, Kwargs)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs) ->
+    spawn_item(?DEFAULT, {call, 0, M, F, Args, Kwargs}, infinity);
+spawn_call(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    spawn_item(Target, {call, 0, M, F, Args}, infinity).
+
+%% Like call/5; when the timeout passes the message says {error, timeout}.
+-spec spawn_call(name(), name(), [term()], kwargs(), timeout()) -> reference();
+                (target(), name(), name(), [term()], options()) -> reference().
+spawn_call(M, F, Args, Kwargs, Timeout)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs), ?is_timeout(Timeout) ->
+    spawn_item(?DEFAULT, {call, 0, M, F, Args, Kwargs}, Timeout);
+spawn_call(Target, M, F, Args, Options)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
+    spawn_item(Target, call_request(M, F, Args, Options), timeout_of(Options, infinity)).
+
+%% Waits for the result of a spawn_call made by this process.
+-spec await(reference()) -> result().
+await(Ref) when is_reference(Ref) ->
+    py_link:await(Ref, ?TIMEOUT_MS).
+
+%% The same with a timeout, after which the call is cancelled and its message will never come.
+-spec await(reference(), timeout()) -> result().
+await(Ref, Timeout) when is_reference(Ref), ?is_timeout(Timeout) ->
+    py_link:await(Ref, Timeout).
+
+%% --- Functions for Python ---------------------------------------------------------------------------
+
+%% Makes a function callable from Python under Name; it is given the list of arguments.
+-spec register_function(name(), fun(([term()]) -> term())) -> ok.
+register_function(Name, Function) when ?is_name(Name), is_function(Function, 1) ->
+    py_callback:register(Name, Function).
+
+%% The same for M:F/1, looked up when it is called.
+-spec register_function(name(), module(), atom()) -> ok.
+register_function(Name, M, F) when ?is_name(Name), is_atom(M), is_atom(F) ->
+    py_callback:register(Name, {M, F}).
+
+%% Takes a function back; `ok` also if it never was there.
+-spec unregister_function(name()) -> ok.
+unregister_function(Name) when ?is_name(Name) ->
+    py_callback:unregister(Name).
+
+%% --- About nodes --------------------------------------------------------------------------------
+
+%% The version of Python on the default node.
+-spec version() -> {ok, binary()} | {error, reason()}.
+version() ->
+    case default_node(?TIMEOUT_MS) of
+        {ok, Node} -> python_version(node_info(Node));
+        {error, Reason} -> {error, Reason}
+    end.
+
+%% What a node said of itself when it was connected: version of the protocol, Python, workers, …
+-spec node_info(target()) -> {ok, py_node:info()} | {error, reason()}.
+node_info(Target) when is_atom(Target) ->
+    py_node:info(Target, ?TIMEOUT_MS).
+
+-spec python_version({ok, py_node:info()} | {error, reason()}) ->
+    {ok, binary()} | {error, reason()}.
+python_version({ok, Info}) -> {ok, maps:get(python, Info, <<"unknown">>)};
+python_version({error, Reason}) -> {error, Reason}.
+
+%% --- Ways to the link ---------------------------------------------------------------------------
+
+-type destination() :: '$default' | target().
+
+%% The quick way is one table lookup; only without a link in the table py_node is asked.
+-spec request(destination(), py_link:request(), timeout()) -> result().
+request(Target, Request, Timeout) ->
+    case py_link:find(Target) of
+        undefined -> slow_request(Target, Request, Timeout);
+        Link -> py_link:call(Link, Request, Timeout)
+    end.
+
+-spec slow_request(destination(), py_link:request(), timeout()) -> result().
+slow_request(Target, Request, Timeout) ->
+    Deadline = deadline(Timeout),
+    case link(Target, Timeout) of
+        {ok, Link} -> py_link:call(Link, Request, remaining(Deadline));
+        {error, Reason} -> {error, Reason}
+    end.
+
+-spec cast_to(destination(), tuple()) -> ok | {error, reason()}.
+cast_to(Target, Cast) ->
+    case py_link:find(Target) of
+        undefined ->
+            case link(Target, ?TIMEOUT_MS) of
+                {ok, Link} -> py_link:cast(Link, Cast);
+                {error, Reason} -> {error, Reason}
+            end;
+        Link ->
+            py_link:cast(Link, Cast)
+    end.
+
+-spec spawn_item(destination(), py_link:request(), timeout()) -> reference().
+spawn_item(Target, Request, Timeout) ->
+    Deadline = deadline(Timeout),
+    case link(Target, Timeout) of
+        {ok, Link} -> spawned(py_link:spawn_call(Link, Request, remaining(Deadline)));
+        {error, Reason} -> spawned(Reason)
+    end.
+
+%% What never got as far as a link is answered by message as well.
+-spec spawned(reference() | reason()) -> reference().
+spawned(Ref) when is_reference(Ref) ->
+    Ref;
+spawned(Reason) ->
+    Ref = make_ref(),
+    self() ! {py_response, Ref, {error, Reason}},
+    Ref.
+
+-spec link(destination(), timeout()) -> {ok, py_link:handle()} | {error, reason()}.
+link(Target, Timeout) ->
+    case py_link:find(Target) of
+        undefined when Target =:= ?DEFAULT -> default_link(Timeout);
+        undefined when is_atom(Target) -> py_node:link(Target, Timeout);
+        undefined -> {error, {bad_target, Target}};
+        Link -> {ok, Link}
+    end.
+
+-spec default_link(timeout()) -> {ok, py_link:handle()} | {error, reason()}.
+default_link(Timeout) ->
+    Deadline = deadline(Timeout),
+    case default_node(Timeout) of
+        {ok, Node} -> py_node:link(Node, remaining(Deadline));
+        {error, Reason} -> {error, Reason}
+    end.
+
+-spec default_node(timeout()) -> {ok, node()} | {error, reason()}.
+default_node(Timeout) ->
+    case application:get_env(sidewinder, default_node) of
+        {ok, Node} -> {ok, Node};
+        undefined -> py_local:ensure(Timeout)
+    end.
+
+-spec deadline(timeout()) -> integer() | infinity.
+deadline(infinity) -> infinity;
+deadline(Timeout) -> erlang:monotonic_time(millisecond) + Timeout.
+
+-spec remaining(integer() | infinity) -> timeout().
+remaining(infinity) -> infinity;
+remaining(Deadline) -> max(0, Deadline - erlang:monotonic_time(millisecond)).
+
+%% --- Arguments ----------------------------------------------------------------------------------
+
+-spec eval_on(destination(), code(), map(), timeout()) -> result().
+eval_on(Target, Code, Locals, Timeout) ->
+    request(Target, {eval, 0, self(), to_binary(Code), Locals}, Timeout).
+
+-spec exec_on(destination(), code(), timeout()) -> result().
+exec_on(Target, Code, Timeout) ->
+    request(Target, {exec, 0, self(), to_binary(Code)}, Timeout).
+
+-spec to_binary(code()) -> binary().
+to_binary(Code) when is_binary(Code) ->
+    Code;
+to_binary(Code) ->
+    case unicode:characters_to_binary(Code) of
+        Binary when is_binary(Binary) -> Binary;
+        _ -> error(badarg)
+    end.
+
+-spec call_request(name(), name(), [term()], options()) -> py_link:request().
+call_request(M, F, Args, Options) ->
+    ok = check_options(Options, [kwargs, timeout, binary]),
+    Kwargs = maps:get(kwargs, Options, []),
+    case Options of
+        #{binary := Policy} -> {call, 0, M, F, Args, Kwargs, #{binary => Policy}};
+        #{kwargs := _} -> {call, 0, M, F, Args, Kwargs};
+        #{} -> {call, 0, M, F, Args}
+    end.
+
+-spec timeout_of(options(), timeout()) -> timeout().
+timeout_of(Options, Default) ->
+    maps:get(timeout, Options, Default).
+
+-spec check_options(map(), [kwargs | timeout | binary]) -> ok.
+check_options(Options, Known) ->
+    Good = fun(Key, Value) -> lists:member(Key, Known) andalso is_option(Key, Value) end,
+    case maps:size(maps:filter(Good, Options)) =:= map_size(Options) of
+        true -> ok;
+        false -> error(badarg)
+    end.
+
+-spec is_option(kwargs | timeout | binary, term()) -> boolean().
+is_option(kwargs, Value) -> ?is_kwargs(Value);
+is_option(timeout, Value) -> ?is_timeout(Value);
+is_option(binary, Value) -> lists:member(Value, [auto, str, bytes]).

@@ -1,0 +1,24 @@
+%% Top supervisor. It also owns the table of links (see py_link), which must outlive every link.
+%%
+%%   py_sup (rest_for_one) ─┬─ py_callback   registered functions
+%%                          ├─ py_node_sup   one py_node per node, each with its py_link
+%%                          └─ py_local      the local node's OS process; idle until it is wanted
+-module(py_sup).
+-behaviour(supervisor).
+
+-export([start_link/0]).
+-export([init/1]).
+
+-spec start_link() -> supervisor:startlink_ret().
+start_link() ->
+    supervisor:start_link({local, ?MODULE}, ?MODULE, []).
+
+-spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
+init([]) ->
+    ok = py_link:new_table(),
+    Flags = #{strategy => rest_for_one, intensity => 5, period => 10},
+    {ok, {Flags, [
+        #{id => py_callback, start => {py_callback, start_link, []}},
+        #{id => py_node_sup, start => {py_node_sup, start_link, []}, type => supervisor},
+        #{id => py_local, start => {py_local, start_link, []}}
+    ]}}.
