@@ -152,15 +152,20 @@ def listed(path: Path) -> list[str]:
 
 
 def count_junit(report: Path) -> Count:
-    """Counts the test cases of a JUnit file. Raises ElementTree.ParseError or OSError where there is none to read."""
+    """Counts the test cases of a JUnit file. Raises ParseError or OSError where there is none to read."""
     count = Count()
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        if case.find("failure") is not None or case.find("error") is not None:
-            count.failed += 1
-            count.notes.append(f"{case.get('classname', '')} {case.get('name', '')}".strip())
+        faults = [*case.iter("failure"), *case.iter("error")]
+        if faults:
+            count.fail(f"{case.get('classname', '')} {case.get('name', '')}".strip())
+            text = "\n".join(
+                f"{fault.get('message') or ''}\n{fault.text or ''}" for fault in faults
+            )
+            lines = [line for line in text.splitlines() if line.strip()]
+            print("\n".join([f"  {count.notes[-1]}:", *("    " + line for line in lines[:40])]))
         elif case.find("skipped") is not None:
             count.skipped += 1
-        else:
+        elif not case.get("name", "").startswith(("init_per_", "end_per_")):  # Common Test's
             count.passed += 1
     return count
 
@@ -168,14 +173,17 @@ def count_junit(report: Path) -> Count:
 def judge(name: str, outcome: Outcome, reports: Sequence[Path]) -> Count:
     """The count of one program from its reports and from how it ended."""
     count = Count()
+    unreadable = []
     for report in reports:
         try:
             count.add(count_junit(report))
         except (ElementTree.ParseError, OSError) as error:
-            count.fail(f"{name}: unreadable report: {error}")
-    if outcome.code != 0 and count.failed == 0:
+            unreadable.append(f"{name}: unreadable report: {error}")
+    if outcome.code != 0 and (count.failed == 0 or outcome.code is None or outcome.code < 0):
         count.fail(f"{name}: {outcome.describe()}")
-    elif outcome.code == 0 and count.passed + count.failed + count.skipped == 0:
+    elif unreadable:
+        count.fail(unreadable[0])
+    elif count.passed + count.failed + count.skipped == 0:
         count.fail(f"{name}: ran no test")
     if count.failed:
         print(f"  {name}: {outcome.describe()}\n{outcome.tail()}", flush=True)
@@ -306,7 +314,11 @@ def private_epmd() -> Iterator[dict[str, str]]:
         port = probe.getsockname()[1]
     env = {"ERL_EPMD_PORT": str(port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
     epmd = subprocess.Popen(
-        [program], env=os.environ | env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [program],
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 10
@@ -428,7 +440,8 @@ def main(arguments: list[str]) -> int:
         try:
             count = suite.run()
         except Exception as error:  # a fault of the driver must not hide the other suites
-            count = Count().fail(f"{suite.name}: the driver failed: {error!r}")
+            count = Count().fail(f"the driver failed: {error!r}")
+        count.notes = [f"{suite.name}: {note}" for note in count.notes]
         took = f"{time.monotonic() - began:.0f} s"
         rows.append((suite.name, str(count.passed), str(count.failed), str(count.skipped), took))
         total.add(count)
