@@ -1,7 +1,9 @@
 #include "cnode/etf/reader.hpp"
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 
@@ -81,6 +83,13 @@ bool is_utf8(std::string_view text, std::size_t max_characters) {
   const auto* end = at + text.size();
   std::size_t characters = 0;
   while (at != end) {
+    // Eight bytes of ASCII at a time, which is what most text is.
+    for (std::uint64_t word = 0; end - at >= 8; at += 8) {
+      std::memcpy(&word, at, sizeof word);
+      if ((word & 0x8080808080808080u) != 0) break;
+      if ((characters += 8) > max_characters) return false;
+    }
+    if (at == end) break;
     if (++characters > max_characters) return false;
     const std::uint8_t lead = *at;
     if (lead < 0x80) {
@@ -102,6 +111,13 @@ bool is_utf8(std::string_view text, std::size_t max_characters) {
     at += length;
   }
   return true;
+}
+
+bool parse_float_text(const std::uint8_t* text, double& value) {
+  const char* first = reinterpret_cast<const char*>(text);
+  const char* last = std::find(first, first + kFloatText, '\0');
+  const auto [end, error] = std::from_chars(first, last, value);
+  return error == std::errc{} && end == last && std::isfinite(value);
 }
 
 Result<std::uint8_t> Reader::peek() const {
@@ -279,7 +295,7 @@ base::Status Reader::version() {
   return base::Done{};
 }
 
-Result<Bytes> Reader::term() {
+Result<Bytes> Reader::term(std::size_t outer_depth) {
   const std::uint8_t* const start = cursor_;
   const std::uint8_t* at = cursor_;
   std::array<Open, kMaxDepth + 1> stack;  // NOLINT: only the part in use is ever initialized
@@ -318,9 +334,13 @@ Result<Bytes> Reader::term() {
         if (!std::isfinite(std::bit_cast<double>(read_u64(at + 1)))) return fail(ErrorCode::kMalformed, at);
         break;
       }
-      case kFloat:
-        size = 32;
+      case kFloat: {
+        size = 1 + kFloatText;
+        if (available < size) break;
+        double ignored = 0;
+        if (!parse_float_text(at + 1, ignored)) return fail(ErrorCode::kMalformed, at);
         break;
+      }
       case kNil:
         size = 1;
         break;
@@ -334,7 +354,7 @@ Result<Bytes> Reader::term() {
         break;
       case kBitBinary:
         if (available < 6) return fail(ErrorCode::kTruncated, at);
-        if (at[5] < 1 || at[5] > 8 || read_u32(at + 1) == 0) return fail(ErrorCode::kMalformed, at);
+        if (at[5] > 8 || (at[5] == 0) != (read_u32(at + 1) == 0)) return fail(ErrorCode::kMalformed, at);
         size = 6 + std::size_t{read_u32(at + 1)};
         break;
       case kSmallBig:
@@ -456,7 +476,7 @@ Result<Bytes> Reader::term() {
     if (!container) continue;
     if (children > left()) return fail(ErrorCode::kTruncated, at);
     if (children == 0 && must_end == nullptr) continue;
-    if (depth == kMaxDepth) return fail(ErrorCode::kTooDeep, at);
+    if (outer_depth + depth >= kMaxDepth) return fail(ErrorCode::kTooDeep, at);
     stack[++depth] = {children, must_end};
   }
 }

@@ -36,8 +36,11 @@ class Reader {
   base::Status nil();
   base::Status version();                          // the byte 131 in front of a whole term
 
-  // Any one term, checked in depth: its exact bytes.
-  base::Result<Bytes> term();
+  // Any one term, checked in depth: its exact bytes. `depth` says how many containers it already stands in.
+  base::Result<Bytes> term(std::size_t depth = 0);
+
+  // Steps over bytes that the caller has read by itself; never past the end.
+  void advance(std::size_t count) { cursor_ += count < remaining() ? count : remaining(); }
 
  private:
   base::Error fail(base::ErrorCode code) const { return {code, offset(), {}}; }
@@ -52,6 +55,10 @@ class Reader {
 
 // Whether `text` is well-formed UTF-8 of at most `max_characters` code points.
 bool is_utf8(std::string_view text, std::size_t max_characters = SIZE_MAX);
+
+// The value of FLOAT_EXT's 31 characters ("1.5e+00", then zeros); false when they are no finite number.
+bool parse_float_text(const std::uint8_t* text, double& value);
+inline constexpr std::size_t kFloatText = 31;
 
 inline std::uint16_t read_u16(const std::uint8_t* at) {
   return static_cast<std::uint16_t>((at[0] << 8) | at[1]);

@@ -1,0 +1,69 @@
+// Classes: the Python classes and functions that the codec makes, recognizes and asks.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "cnode/term/slots.hpp"
+
+namespace term {
+
+// What the encoder writes by itself, in the order of NATIVE in erlang/_encoders.py.
+enum class Native : std::uint8_t {
+  kStr,
+  kInt,
+  kFloat,
+  kBool,
+  kNone,
+  kBytes,
+  kByteArray,
+  kList,
+  kTuple,
+  kDict,
+  kSet,
+  kFrozenSet,
+  kAtom,
+  kPid,
+  kPort,
+  kRef,
+  kExport,
+  kFun,
+  kBitString,
+  kImproperList,
+  kCount,
+};
+
+struct Classes {
+  explicit Classes(PyObject* terms, PyObject* encoders)
+      : atom(py::attribute(terms, "Atom")),
+        pid(terms, "Pid", {"node", "id", "serial", "creation"}),
+        port(terms, "Port", {"node", "id", "creation"}),
+        reference(terms, "Ref", {"node", "creation", "words"}),
+        exported(terms, "Export", {"module", "function", "arity"}),
+        fun(terms, "Fun", {"raw"}),
+        bits(terms, "BitString", {"data", "bits"}),
+        improper(terms, "ImproperList", {"items", "tail"}),
+        resolved(py::attribute(encoders, "resolved")),
+        resolve(py::attribute(encoders, "resolve")),
+        short_repr(py::attribute(encoders, "short_repr")) {}
+
+  py::Ref atom;
+  SlotClass<4> pid;
+  SlotClass<3> port;
+  SlotClass<3> reference;
+  SlotClass<3> exported;
+  SlotClass<1> fun;
+  SlotClass<2> bits;
+  SlotClass<2> improper;
+  py::Ref resolved;    // dict: type -> encoder, place in NATIVE, or None
+  py::Ref resolve;     // fills it
+  py::Ref short_repr;  // object -> str of bounded length
+
+  PyTypeObject* atom_type() const { return reinterpret_cast<PyTypeObject*>(atom.get()); }
+  bool is_atom(PyObject* object) const { return PyObject_TypeCheck(object, atom_type()) != 0; }
+};
+
+// repr(object) for a message: short, never failing.
+std::string describe(const Classes& classes, PyObject* object) noexcept;
+
+}  // namespace term

@@ -1,0 +1,672 @@
+// Decoding: one pass over a peer's bytes that builds the Python objects as it goes.
+//
+//   bytes ──▶ one value ──▶ its place in the innermost open container ──▶ (is it full?) ──▶ its place in the next …
+//                                  stack_[open_]
+//
+// No step trusts a length: `owed_` counts the terms that the open containers still wait for, each of them at least a
+// byte, so what is allocated for them is bounded by the bytes that are really there.
+#include <zlib.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "cnode/py/integer.hpp"
+#include "cnode/term/cache.hpp"
+#include "cnode/term/classes.hpp"
+#include "cnode/term/codec.hpp"
+
+namespace term {
+
+using base::ErrorCode;
+using etf::read_u16;
+using etf::read_u32;
+using etf::read_u64;
+
+namespace {
+
+bool is_ascii(const std::uint8_t* data, std::size_t size) {
+  constexpr std::uint64_t kHigh = 0x8080808080808080u;
+  std::uint64_t word = 0;
+  std::size_t i = 0;
+  for (; i + 32 <= size; i += 32) {
+    std::uint64_t words[4];
+    std::memcpy(words, data + i, sizeof words);
+    if (((words[0] | words[1] | words[2] | words[3]) & kHigh) != 0) return false;
+  }
+  for (; i + 8 <= size; i += 8) {
+    std::memcpy(&word, data + i, sizeof word);
+    if ((word & kHigh) != 0) return false;
+  }
+  std::uint8_t rest = 0;
+  for (; i < size; ++i) rest |= data[i];
+  return rest < 0x80;
+}
+
+std::string_view text_of(const std::uint8_t* data, std::size_t size) {
+  return {reinterpret_cast<const char*>(data), size};
+}
+
+}  // namespace
+
+class Decoder {
+ public:
+  Decoder(Codec& codec, etf::Bytes bytes, const DecodeOptions& options)
+      : codec_(codec),
+        classes_(*codec.classes_),
+        options_(options),
+        begin_(bytes.data()),
+        at_(bytes.data()),
+        end_(bytes.data() + bytes.size()) {}
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+  ~Decoder() {
+    for (std::size_t i = 0; i < open_; ++i) {
+      Py_DECREF(stack_[i].object);
+      Py_XDECREF(stack_[i].key);
+    }
+  }
+
+  // A new reference; or null, and then either refused() or a Python exception is set.
+  PyObject* run();
+  bool refused() const { return refused_; }
+  base::Error& error() { return error_; }
+  std::size_t consumed() const { return static_cast<std::size_t>(at_ - begin_); }
+
+ private:
+  enum class Kind : std::uint8_t { kTuple, kList, kMapKey, kMapValue, kLongerList, kTail };
+
+  // An open container. A list whose tail is a list again (no BEAM writes that) becomes a kLongerList: it grows, and
+  // counts one level deeper for each such tail.
+  struct Open {
+    PyObject* object;
+    PyObject* key;  // of a map: the key that waits for its value
+    std::uint32_t index;
+    std::uint32_t count;
+    Kind kind;
+    std::uint16_t levels;
+  };
+
+  std::size_t left() const { return static_cast<std::size_t>(end_ - at_); }
+  PyObject* refuse(ErrorCode code, const std::uint8_t* at, std::string detail = {}) {
+    refused_ = true;
+    error_ = {code, static_cast<std::size_t>(at - begin_), std::move(detail)};
+    return nullptr;
+  }
+  PyObject* truncated() { return refuse(ErrorCode::kTruncated, at_); }
+
+  PyObject* read();  // the value at the cursor; null with opened_ set when it is a container that opened
+  PyObject* place(PyObject* value);
+  PyObject* open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms, std::size_t header);
+  PyObject* tail(Open& list);
+  PyObject* improper(PyObject* list, PyObject* tail_value);
+
+  PyObject* atom(const std::uint8_t* text, std::size_t size, bool latin1, std::size_t header);
+  PyObject* binary(const std::uint8_t* data, std::size_t size);
+  PyObject* key_text(const std::uint8_t* data, std::size_t size);
+  bool is_tagged_bytes(std::size_t header) const;
+  PyObject* tagged_bytes(std::size_t header);
+  PyObject* big(std::size_t header, std::size_t size, std::uint8_t sign);
+  PyObject* characters(std::size_t size);
+  bool append_characters(PyObject* list, std::size_t size);
+  PyObject* pid();
+  PyObject* port();
+  PyObject* reference();
+  PyObject* exported();
+  PyObject* fun();
+  PyObject* bits();
+  PyObject* taken(const base::Error& error) { return refuse(error.code, at_ + error.offset, error.detail); }
+
+  Codec& codec_;
+  const Classes& classes_;
+  const DecodeOptions options_;
+  const std::uint8_t* const begin_;
+  const std::uint8_t* at_;
+  const std::uint8_t* const end_;
+  std::uint64_t owed_ = 1;
+  std::size_t open_ = 0;   // containers on the stack
+  std::size_t depth_ = 0;  // levels of nesting: open_, and the levels of longer lists
+  bool opened_ = false;
+  bool refused_ = false;
+  base::Error error_;
+  Open stack_[etf::kMaxDepth];  // NOLINT: only the part in use is ever initialized
+};
+
+PyObject* Decoder::run() {
+  for (;;) {
+    PyObject* value = read();
+    if (value == nullptr) {
+      if (!opened_) return nullptr;
+      opened_ = false;
+      continue;
+    }
+    if (open_ == 0) return value;
+    value = place(value);
+    if (value != nullptr) return value;
+    if (!opened_) return nullptr;
+    opened_ = false;
+  }
+}
+
+// Gives `value` to the innermost open container, and that one, when it is full, to the next. Returns the whole term
+// when nothing is open any more; null with opened_ set when there is more to read.
+PyObject* Decoder::place(PyObject* value) {
+  while (open_ > 0) {
+    Open& top = stack_[open_ - 1];
+    switch (top.kind) {
+      case Kind::kTuple:
+        PyTuple_SET_ITEM(top.object, static_cast<Py_ssize_t>(top.index), value);
+        if (++top.index < top.count) {
+          opened_ = true;
+          return nullptr;
+        }
+        value = top.object;
+        break;
+      case Kind::kList:
+        PyList_SET_ITEM(top.object, static_cast<Py_ssize_t>(top.index), value);
+        if (++top.index < top.count) {
+          opened_ = true;
+          return nullptr;
+        }
+        value = tail(top);
+        if (value == nullptr) return nullptr;
+        break;
+      case Kind::kLongerList: {
+        const int status = PyList_Append(top.object, value);
+        Py_DECREF(value);
+        if (status < 0) return nullptr;
+        if (++top.index < top.count) {
+          opened_ = true;
+          return nullptr;
+        }
+        value = tail(top);
+        if (value == nullptr) return nullptr;
+        break;
+      }
+      case Kind::kTail: {
+        PyObject* list = top.object;
+        depth_ -= 1u + top.levels;
+        --open_;
+        value = improper(list, value);
+        if (value == nullptr) return nullptr;
+        continue;
+      }
+      case Kind::kMapKey:
+        top.key = value;
+        top.kind = Kind::kMapValue;
+        opened_ = true;
+        return nullptr;
+      case Kind::kMapValue: {
+        PyObject* key = std::exchange(top.key, nullptr);
+        const py::Ref owned_key = py::Ref::steal(key);
+        const py::Ref owned_value = py::Ref::steal(value);
+        if (PyDict_SetItem(top.object, key, value) < 0) {
+          if (!PyErr_ExceptionMatches(PyExc_TypeError)) return nullptr;
+          PyErr_Clear();
+          return refuse(ErrorCode::kUnsupported, at_,
+                        "a map key that Python cannot hash: " + describe(classes_, key));
+        }
+        if (PyDict_GET_SIZE(top.object) != static_cast<Py_ssize_t>(top.index) + 1) {
+          return refuse(ErrorCode::kUnsupported, at_,
+                        "two map keys that are equal in Python: " + describe(classes_, key));
+        }
+        if (++top.index < top.count) {
+          top.kind = Kind::kMapKey;
+          opened_ = true;
+          return nullptr;
+        }
+        value = top.object;
+        break;
+      }
+    }
+    depth_ -= 1u + top.levels;
+    --open_;
+  }
+  return value;
+}
+
+// A list has its elements: what ends it? Its value when that was [] (or characters); null when there is more to read.
+PyObject* Decoder::tail(Open& list) {
+  if (at_ == end_) return truncated();
+  if (*at_ == etf::kNil) {
+    ++at_;
+    --owed_;
+    return list.object;
+  }
+  if (*at_ == etf::kString) {
+    if (left() < 3 || left() - 3 < read_u16(at_ + 1)) return truncated();
+    const std::size_t size = read_u16(at_ + 1);
+    at_ += 3;
+    --owed_;
+    if (!append_characters(list.object, size)) return nullptr;
+    at_ += size;
+    return list.object;
+  }
+  if (*at_ == etf::kList) {
+    if (left() < 5) return truncated();
+    const std::uint32_t count = read_u32(at_ + 1);
+    if (count == 0) return refuse(ErrorCode::kMalformed, at_);
+    owed_ += count;  // its elements and its tail, less itself
+    if (owed_ > left() - 5) return truncated();
+    if (depth_ == etf::kMaxDepth) return refuse(ErrorCode::kTooDeep, at_);
+    at_ += 5;
+    ++depth_;
+    list.kind = Kind::kLongerList;
+    list.index = 0;
+    list.count = count;
+    ++list.levels;
+  } else {
+    list.kind = Kind::kTail;
+  }
+  opened_ = true;
+  return nullptr;
+}
+
+PyObject* Decoder::improper(PyObject* list, PyObject* tail_value) {
+  PyObject* items = PyList_AsTuple(list);
+  Py_DECREF(list);
+  return classes_.improper.make(items, tail_value);
+}
+
+// Pushes a container that has `terms` terms to come after its header of `header` bytes.
+PyObject* Decoder::open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms, std::size_t header) {
+  if (object == nullptr) return nullptr;
+  at_ += header;
+  owed_ += terms;
+  stack_[open_++] = {object, nullptr, 0, count, kind, 0};
+  ++depth_;
+  opened_ = true;
+  return nullptr;
+}
+
+PyObject* Decoder::read() {
+  if (at_ == end_) return truncated();
+  --owed_;
+  const std::size_t available = left();
+  // Whether a container of `terms` terms behind `header` bytes may be opened here.
+  const auto admits = [&](std::uint64_t terms, std::size_t header) {
+    if (owed_ + terms > available - header) {
+      truncated();
+    } else if (depth_ == etf::kMaxDepth) {
+      refuse(ErrorCode::kTooDeep, at_);
+    } else {
+      return true;
+    }
+    return false;
+  };
+  switch (*at_) {
+    case etf::kSmallInteger: {
+      if (available < 2) return truncated();
+      const long value = at_[1];
+      at_ += 2;
+      return PyLong_FromLong(value);
+    }
+    case etf::kInteger: {
+      if (available < 5) return truncated();
+      const auto value = static_cast<std::int32_t>(read_u32(at_ + 1));
+      at_ += 5;
+      return PyLong_FromLong(value);
+    }
+    case etf::kSmallAtomUtf8:
+    case etf::kSmallAtom:
+      if (available < 2 || available - 2 < at_[1]) return truncated();
+      return atom(at_ + 2, at_[1], *at_ == etf::kSmallAtom, 2);
+    case etf::kAtomUtf8:
+    case etf::kAtom:
+      if (available < 3 || available - 3 < read_u16(at_ + 1)) return truncated();
+      return atom(at_ + 3, read_u16(at_ + 1), *at_ == etf::kAtom, 3);
+    case etf::kBinary: {
+      if (available < 5) return truncated();
+      const std::size_t size = read_u32(at_ + 1);
+      if (size > available - 5) return truncated();
+      const bool is_key = open_ > 0 && stack_[open_ - 1].kind == Kind::kMapKey;
+      PyObject* value = is_key ? key_text(at_ + 5, size) : binary(at_ + 5, size);
+      if (value != nullptr) at_ += 5 + size;
+      return value;
+    }
+    case etf::kSmallTuple: {
+      if (available < 2) return truncated();
+      const std::uint32_t arity = at_[1];
+      if (arity == 0) {
+        at_ += 2;
+        return PyTuple_New(0);
+      }
+      if (!admits(arity, 2)) return nullptr;
+      if (arity == 2 && is_tagged_bytes(2)) return tagged_bytes(2);
+      return open(PyTuple_New(static_cast<Py_ssize_t>(arity)), Kind::kTuple, arity, arity, 2);
+    }
+    case etf::kNil:
+      ++at_;
+      return PyList_New(0);
+    case etf::kList: {
+      if (available < 5) return truncated();
+      const std::uint32_t count = read_u32(at_ + 1);
+      if (count == 0) return refuse(ErrorCode::kMalformed, at_);
+      if (!admits(std::uint64_t{count} + 1, 5)) return nullptr;
+      return open(PyList_New(static_cast<Py_ssize_t>(count)), Kind::kList, count, count + 1, 5);
+    }
+    case etf::kMap: {
+      if (available < 5) return truncated();
+      const std::uint32_t pairs = read_u32(at_ + 1);
+      if (pairs == 0) {
+        at_ += 5;
+        return PyDict_New();
+      }
+      if (!admits(std::uint64_t{pairs} * 2, 5)) return nullptr;
+      return open(PyDict_New(), Kind::kMapKey, pairs, pairs * 2, 5);
+    }
+    case etf::kNewFloat: {
+      if (available < 9) return truncated();
+      const auto value = std::bit_cast<double>(read_u64(at_ + 1));
+      if (!std::isfinite(value)) return refuse(ErrorCode::kMalformed, at_, "a float that is not finite");
+      at_ += 9;
+      return PyFloat_FromDouble(value);
+    }
+    case etf::kFloat: {
+      if (available < 1 + etf::kFloatText) return truncated();
+      double value = 0;
+      if (!etf::parse_float_text(at_ + 1, value)) return refuse(ErrorCode::kMalformed, at_, "a float's text");
+      at_ += 1 + etf::kFloatText;
+      return PyFloat_FromDouble(value);
+    }
+    case etf::kString:
+      if (available < 3 || available - 3 < read_u16(at_ + 1)) return truncated();
+      return characters(read_u16(at_ + 1));
+    case etf::kSmallBig:
+      if (available < 3 || available - 3 < at_[1]) return truncated();
+      return big(3, at_[1], at_[2]);
+    case etf::kLargeBig:
+      if (available < 6 || available - 6 < read_u32(at_ + 1)) return truncated();
+      return big(6, read_u32(at_ + 1), at_[5]);
+    case etf::kLargeTuple: {
+      if (available < 5) return truncated();
+      const std::uint32_t arity = read_u32(at_ + 1);
+      if (arity == 0) {
+        at_ += 5;
+        return PyTuple_New(0);
+      }
+      if (!admits(arity, 5)) return nullptr;
+      if (arity == 2 && is_tagged_bytes(5)) return tagged_bytes(5);
+      return open(PyTuple_New(static_cast<Py_ssize_t>(arity)), Kind::kTuple, arity, arity, 5);
+    }
+    case etf::kPid:
+    case etf::kNewPid:
+      return pid();
+    case etf::kNewReference:
+    case etf::kNewerReference:
+      return reference();
+    case etf::kPort:
+    case etf::kNewPort:
+    case etf::kV4Port:
+      return port();
+    case etf::kExport:
+      return exported();
+    case etf::kNewFun:
+      return fun();
+    case etf::kBitBinary:
+      return bits();
+    default:
+      return refuse(ErrorCode::kUnknownTag, at_, "tag " + std::to_string(*at_));
+  }
+}
+
+
+PyObject* Decoder::atom(const std::uint8_t* text, std::size_t size, bool latin1, std::size_t header) {
+  const std::string_view name = text_of(text, size);
+  PyObject* value = nullptr;
+  if (!latin1 || is_ascii(text, size)) {
+    const bool known_good = size <= TextCache::kLongest && codec_.values_->find(name) != nullptr;
+    if (!known_good && !etf::is_utf8(name, etf::kMaxAtomCharacters)) {
+      return refuse(ErrorCode::kMalformed, at_, "an atom's text");
+    }
+    value = codec_.atom_value(name);
+  } else {
+    if (size > etf::kMaxAtomCharacters) return refuse(ErrorCode::kMalformed, at_, "an atom's length");
+    value = codec_.atom_value(etf::AtomView{name, true}.utf8());
+  }
+  if (value != nullptr) at_ += header + size;
+  return value;
+}
+
+PyObject* Decoder::binary(const std::uint8_t* data, std::size_t size) {
+  const char* text = reinterpret_cast<const char*>(data);
+  const auto length = static_cast<Py_ssize_t>(size);
+  if (options_.binary == BinaryPolicy::kBytes) return PyBytes_FromStringAndSize(text, length);
+  if (is_ascii(data, size)) {
+    PyObject* value = PyUnicode_New(length, 127);
+    if (value != nullptr && size > 0) std::memcpy(PyUnicode_1BYTE_DATA(value), data, size);
+    return value;
+  }
+  if (etf::is_utf8(text_of(data, size))) return PyUnicode_DecodeUTF8(text, length, nullptr);
+  if (options_.binary == BinaryPolicy::kAuto) return PyBytes_FromStringAndSize(text, length);
+  return refuse(ErrorCode::kUnsupported, at_, "a binary that is not UTF-8 where text is asked for");
+}
+
+// A map's key: the same few short texts again and again.
+PyObject* Decoder::key_text(const std::uint8_t* data, std::size_t size) {
+  if (size > TextCache::kLongest || options_.binary == BinaryPolicy::kBytes) return binary(data, size);
+  const std::string_view text = text_of(data, size);
+  if (PyObject* known = codec_.keys_->find(text)) {
+    Py_INCREF(known);
+    return known;
+  }
+  PyObject* value = binary(data, size);
+  if (value != nullptr && PyUnicode_CheckExact(value)) codec_.keys_->keep(text, value);
+  return value;
+}
+
+// {bytes, Binary}, behind a tuple's header: the way to say that a binary is `bytes` whatever the policy.
+bool Decoder::is_tagged_bytes(std::size_t header) const {
+  const std::uint8_t* at = at_ + header;
+  const std::size_t available = left() - header;
+  if (available == 0) return false;
+  const bool small = *at == etf::kSmallAtomUtf8 || *at == etf::kSmallAtom;
+  if (!small && *at != etf::kAtomUtf8 && *at != etf::kAtom) return false;
+  const std::size_t name = small ? 2 : 3;
+  if (available < name + 5 + 5) return false;
+  const std::size_t length = small ? at[1] : read_u16(at + 1);
+  return length == 5 && std::memcmp(at + name, "bytes", 5) == 0 && at[name + 5] == etf::kBinary;
+}
+
+PyObject* Decoder::tagged_bytes(std::size_t header) {
+  const bool small = at_[header] == etf::kSmallAtomUtf8 || at_[header] == etf::kSmallAtom;
+  const std::size_t front = header + (small ? 2 : 3) + 5;
+  const std::size_t size = read_u32(at_ + front + 1);
+  if (size > left() - front - 5) return truncated();
+  PyObject* value = PyBytes_FromStringAndSize(reinterpret_cast<const char*>(at_ + front + 5),
+                                              static_cast<Py_ssize_t>(size));
+  if (value != nullptr) at_ += front + 5 + size;
+  return value;
+}
+
+PyObject* Decoder::big(std::size_t header, std::size_t size, std::uint8_t sign) {
+  if (sign > 1) return refuse(ErrorCode::kMalformed, at_, "an integer's sign");
+  const std::uint8_t* digits = at_ + header;
+  PyObject* value = nullptr;
+  if (size <= 8) {
+    std::uint64_t magnitude = 0;
+    for (std::size_t i = size; i-- > 0;) magnitude = (magnitude << 8) | digits[i];
+    constexpr std::uint64_t kMost = INT64_MAX;
+    if (sign == 0) {
+      value = PyLong_FromUnsignedLongLong(magnitude);
+    } else if (magnitude <= kMost) {
+      value = PyLong_FromLongLong(-static_cast<long long>(magnitude));
+    }
+  }
+  if (value == nullptr) value = py::integer_from_bytes(digits, size, sign == 1).release();
+  at_ += header + size;
+  return value;
+}
+
+bool Decoder::append_characters(PyObject* list, std::size_t size) {
+  for (std::size_t i = 0; i < size; ++i) {
+    const py::Ref number = py::Ref::steal(PyLong_FromLong(at_[i]));
+    if (!number || PyList_Append(list, number.get()) < 0) return false;
+  }
+  return true;
+}
+
+// STRING_EXT: a list of small integers, packed.
+PyObject* Decoder::characters(std::size_t size) {
+  PyObject* list = PyList_New(static_cast<Py_ssize_t>(size));
+  if (list == nullptr) return nullptr;
+  for (std::size_t i = 0; i < size; ++i) {
+    PyObject* number = PyLong_FromLong(at_[3 + i]);  // always there already: small integers are never made anew
+    PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), number);
+  }
+  at_ += 3 + size;
+  return list;
+}
+
+PyObject* Decoder::pid() {
+  etf::Reader reader({at_, end_});
+  const auto view = reader.pid();
+  if (!view) return taken(view.error());
+  PyObject* value = codec_.pid(*view).release();
+  at_ += reader.offset();
+  return value;
+}
+
+PyObject* Decoder::reference() {
+  etf::Reader reader({at_, end_});
+  const auto view = reader.reference();
+  if (!view) return taken(view.error());
+  PyObject* value = codec_.reference(*view).release();
+  at_ += reader.offset();
+  return value;
+}
+
+PyObject* Decoder::port() {
+  etf::Reader reader({at_ + 1, end_});
+  const auto node = reader.atom();
+  if (!node) {
+    return refuse(node.error().code == ErrorCode::kWrongType ? ErrorCode::kMalformed : node.error().code, at_);
+  }
+  const etf::Bytes rest = reader.rest();
+  const std::size_t id_size = *at_ == etf::kV4Port ? 8 : 4;
+  const std::size_t creation_size = *at_ == etf::kPort ? 1 : 4;
+  if (rest.size() < id_size + creation_size) return truncated();
+  const std::uint64_t id = id_size == 8 ? read_u64(rest.data()) : read_u32(rest.data());
+  const std::uint32_t creation = creation_size == 1 ? rest[id_size] : read_u32(rest.data() + id_size);
+  py::Ref name = codec_.atom(node->utf8());
+  PyObject* value = classes_.port.make(name.release(), PyLong_FromUnsignedLongLong(id),
+                                       PyLong_FromUnsignedLong(creation));
+  at_ += 1 + reader.offset() + id_size + creation_size;
+  return value;
+}
+
+PyObject* Decoder::exported() {
+  etf::Reader whole({at_, end_});
+  const auto checked = whole.term(depth_);
+  if (!checked) return taken(checked.error());
+  etf::Reader reader({at_ + 1, end_});
+  const std::string module = reader.atom()->utf8();
+  const std::string function = reader.atom()->utf8();
+  const long arity = static_cast<long>(*reader.integer());
+  py::Ref module_atom = codec_.atom(module);
+  py::Ref function_atom = codec_.atom(function);
+  PyObject* value =
+      classes_.exported.make(module_atom.release(), function_atom.release(), PyLong_FromLong(arity));
+  at_ += whole.offset();
+  return value;
+}
+
+// A fun stays the bytes it came as: its environment means something only where it was made.
+PyObject* Decoder::fun() {
+  etf::Reader reader({at_, end_});
+  const auto raw = reader.term(depth_);
+  if (!raw) return taken(raw.error());
+  PyObject* value = classes_.fun.make(
+      PyBytes_FromStringAndSize(reinterpret_cast<const char*>(raw->data()), static_cast<Py_ssize_t>(raw->size())));
+  at_ += reader.offset();
+  return value;
+}
+
+PyObject* Decoder::bits() {
+  etf::Reader reader({at_, end_});
+  const auto raw = reader.term(depth_);
+  if (!raw) return taken(raw.error());
+  const std::size_t size = raw->size() - 6;
+  const std::uint8_t used = at_[5];
+  PyObject* value = nullptr;
+  if (used == 0 || used == 8) {
+    value = binary(at_ + 6, size);
+  } else {
+    py::Ref data = py::check(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(at_ + 6),
+                                                       static_cast<Py_ssize_t>(size)));
+    char& last = PyBytes_AS_STRING(data.get())[size - 1];
+    last = static_cast<char>(static_cast<unsigned char>(last) & (0xFFu << (8u - used)) & 0xFFu);
+    value = classes_.bits.make(data.release(), PyLong_FromLong(used));
+  }
+  if (value != nullptr) at_ += reader.offset();
+  return value;
+}
+
+base::Result<py::Ref> Codec::decode(etf::Reader& in, const DecodeOptions& options) {
+  Decoder decoder(*this, in.rest(), options);
+  py::Ref value = py::Ref::steal(decoder.run());
+  if (!value) {
+    if (!decoder.refused()) py::throw_fetched();
+    base::Error error = std::move(decoder.error());
+    error.offset += in.offset();
+    return error;
+  }
+  in.advance(decoder.consumed());
+  return value;
+}
+
+namespace {
+
+// Inflates into memory that grows with what really comes out, never to a size that was only promised.
+base::Result<etf::Buffer> inflate_term(etf::Bytes compressed, std::size_t size) {
+  const auto refuse = [](ErrorCode code, const char* detail) { return base::Error{code, 2, detail}; };
+  if (size > etf::kMaxMessage) return refuse(ErrorCode::kTooLarge, "a compressed term");
+  z_stream stream{};
+  stream.next_in = const_cast<std::uint8_t*>(compressed.data());
+  stream.avail_in = static_cast<uInt>(compressed.size());
+  if (inflateInit(&stream) != Z_OK) throw std::bad_alloc();
+  struct End {
+    z_stream* stream;
+    ~End() { inflateEnd(stream); }
+  } end{&stream};
+  constexpr std::size_t kStep = 64u << 10;
+  etf::Buffer out;
+  for (;;) {
+    // One byte more than was promised, to notice when there is more.
+    const std::size_t room = std::min(kStep, size + 1 - out.size());
+    stream.next_out = out.prepare(room);
+    stream.avail_out = static_cast<uInt>(room);
+    const int status = inflate(&stream, Z_NO_FLUSH);
+    out.commit(room - stream.avail_out);
+    if (out.size() > size) return refuse(ErrorCode::kMalformed, "a compressed term larger than it says");
+    if (status == Z_STREAM_END) break;
+    if (status == Z_MEM_ERROR) throw std::bad_alloc();
+    if (status == Z_BUF_ERROR && stream.avail_in == 0) return refuse(ErrorCode::kTruncated, "a compressed term");
+    if (status != Z_OK) return refuse(ErrorCode::kMalformed, "a compressed term");
+  }
+  if (out.size() != size) return refuse(ErrorCode::kMalformed, "a compressed term smaller than it says");
+  if (stream.avail_in != 0) return refuse(ErrorCode::kMalformed, "bytes after a compressed term");
+  return out;
+}
+
+}  // namespace
+
+base::Result<py::Ref> Codec::decode_external(etf::Bytes bytes, const DecodeOptions& options) {
+  etf::Reader reader(bytes);
+  if (const auto version = reader.version(); !version) return version.error();
+  if (bytes.size() > etf::kMaxMessage) return base::Error{ErrorCode::kTooLarge, 0, "a term"};
+  if (!reader.at_end() && *reader.peek() == etf::kCompressed) {
+    if (reader.remaining() < 5) return base::Error{ErrorCode::kTruncated, reader.offset(), {}};
+    auto inflated = inflate_term(reader.rest().subspan(5), read_u32(reader.rest().data() + 1));
+    if (!inflated) return inflated.error();
+    etf::Reader inner(inflated->bytes());
+    auto value = decode(inner, options);
+    if (value && !inner.at_end()) return base::Error{ErrorCode::kMalformed, inner.offset(), "bytes after the term"};
+    return value;
+  }
+  auto value = decode(reader, options);
+  if (value && !reader.at_end()) return base::Error{ErrorCode::kMalformed, reader.offset(), "bytes after the term"};
+  return value;
+}
+
+}  // namespace term
