@@ -53,7 +53,8 @@ Error Error::fetch() {
   PyErr_Fetch(&type, &exception, &traceback);
   if (type != nullptr) {
     PyErr_NormalizeException(&type, &exception, &traceback);
-    if (traceback != nullptr && exception != nullptr) PyException_SetTraceback(exception, traceback);
+    if (traceback != nullptr && exception != nullptr)
+      PyException_SetTraceback(exception, traceback);
     Py_DECREF(type);
     Py_XDECREF(traceback);
   }
@@ -75,7 +76,8 @@ void Error::restore() && {
 
 Description Error::describe() const noexcept {
   PyObject* exception = exception_.get();
-  return {type_name(exception), safe_text(exception, "<no text: its __str__ failed>"), traceback_of(exception)};
+  return {type_name(exception), safe_text(exception, "<no text: its __str__ failed>"),
+          traceback_of(exception)};
 }
 
 void throw_fetched() { throw Error::fetch(); }
@@ -89,7 +91,9 @@ void raise(PyObject* type, const std::string& message) {
 
 Ref import(const char* module) { return check(PyImport_ImportModule(module)); }
 
-Ref attribute(PyObject* object, const char* name) { return check(PyObject_GetAttrString(object, name)); }
+Ref attribute(PyObject* object, const char* name) {
+  return check(PyObject_GetAttrString(object, name));
+}
 
 std::string text_of(PyObject* str) {
   const Ref bytes = check(PyUnicode_AsEncodedString(str, "utf-8", "replace"));

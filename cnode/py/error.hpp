@@ -1,7 +1,8 @@
 // Error: a Python exception on its way through C++.
 //
-// Whoever calls CPython wraps the call in check(); a failure then travels as py::Error, which carries the exception
-// itself. It is caught under the GIL, and either given back to Python with restore() or told with describe().
+// Whoever calls CPython wraps the call in check(); a failure then travels as py::Error, which
+// carries the exception itself. It is caught under the GIL, and either given back to Python with
+// restore() or told with describe().
 #pragma once
 
 #include <exception>
@@ -27,7 +28,9 @@ class Error : public std::exception {
   Error& operator=(const Error&) = delete;
 
   PyObject* exception() const { return exception_.get(); }
-  bool matches(PyObject* type) const { return PyErr_GivenExceptionMatches(exception_.get(), type) != 0; }
+  bool matches(PyObject* type) const {
+    return PyErr_GivenExceptionMatches(exception_.get(), type) != 0;
+  }
   // Sets it in this thread again, for Python to see.
   void restore() &&;
   // Never throws and leaves no exception set, whatever the exception's own __str__ does.

@@ -1,4 +1,5 @@
-// GilGuard holds the GIL for a scope, from any thread; GilRelease gives it up around something that may block.
+// GilGuard holds the GIL for a scope, from any thread; GilRelease gives it up around something that
+// may block.
 #pragma once
 
 #include "cnode/py/python.hpp"

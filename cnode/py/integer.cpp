@@ -14,7 +14,8 @@ Ref magnitude_from(const std::uint8_t* bytes, std::size_t size) {
 }
 
 void magnitude_to(PyObject* number, std::uint8_t* out, std::size_t room) {
-  check_status(PyLong_AsNativeBytes(number, out, static_cast<Py_ssize_t>(room), kLayout) < 0 ? -1 : 0);
+  check_status(PyLong_AsNativeBytes(number, out, static_cast<Py_ssize_t>(room), kLayout) < 0 ? -1
+                                                                                             : 0);
 }
 }  // namespace
 

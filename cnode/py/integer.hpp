@@ -1,4 +1,5 @@
-// Integers of any size as little-endian bytes and back: the one part of CPython's int that changed names.
+// Integers of any size as little-endian bytes and back: the one part of CPython's int that changed
+// names.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@ Ref integer_from_bytes(const std::uint8_t* bytes, std::size_t size, bool negativ
 // Room enough for the magnitude of a non-negative int; at most a few bytes more than it takes.
 std::size_t integer_byte_room(PyObject* non_negative);
 
-// Writes the magnitude into `room` = integer_byte_room() bytes, least significant first; returns how many count.
+// Writes the magnitude into `room` = integer_byte_room() bytes, least significant first; returns
+// how many count.
 std::size_t integer_to_bytes(PyObject* non_negative, std::uint8_t* out, std::size_t room);
 
 }  // namespace py

@@ -1,4 +1,5 @@
-// The only place that includes <Python.h>: it must come before the standard headers and with 64-bit sizes.
+// The only place that includes <Python.h>: it must come before the standard headers and with 64-bit
+// sizes.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN

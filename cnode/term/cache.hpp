@@ -1,8 +1,8 @@
-// TextCache: short texts of the wire to the Python objects made of them, so that the atom `ok` or the key <<"id">>
-// becomes an object once and not a million times.
+// TextCache: short texts of the wire to the Python objects made of them, so that the atom `ok` or
+// the key <<"id">> becomes an object once and not a million times.
 //
-// Two places per hash and no list to walk: a text that finds both taken replaces the older one. Bounded by its
-// construction, and a peer that invents names only makes it miss.
+// Two places per hash and no list to walk: a text that finds both taken replaces the older one.
+// Bounded by its construction, and a peer that invents names only makes it miss.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,8 @@ class TextCache {
     void operator()(Entry* entries) const;
   };
 
-  // Mixes the first and the last eight bytes with the length (all of them up to 16 bytes), then what is between.
+  // Mixes the first and the last eight bytes with the length (all of them up to 16 bytes), then
+  // what is between.
   static std::uint32_t hash_of(std::string_view text) {
     const char* at = text.data();
     const std::size_t size = text.size();
@@ -65,7 +66,8 @@ class TextCache {
       mix = (mix ^ word(at + size - 8)) * kOdd;
     } else {
       std::uint64_t bytes = 0;
-      for (std::size_t i = 0; i < size; ++i) bytes = (bytes << 8) | static_cast<std::uint8_t>(at[i]);
+      for (std::size_t i = 0; i < size; ++i)
+        bytes = (bytes << 8) | static_cast<std::uint8_t>(at[i]);
       mix = (mix ^ bytes) * kOdd;
     }
     return static_cast<std::uint32_t>(mix >> 32) ^ static_cast<std::uint32_t>(mix >> 20);

@@ -65,7 +65,8 @@ std::unique_ptr<Codec> Codec::create() {
   const py::Ref encoders = py::import("erlang._encoders");
   const py::Ref natives = py::attribute(encoders.get(), "NATIVE");
   if (PyObject_Size(natives.get()) != static_cast<Py_ssize_t>(Native::kCount)) {
-    py::raise(PyExc_ImportError, "the erlang package and its native module are of different versions");
+    py::raise(PyExc_ImportError,
+              "the erlang package and its native module are of different versions");
   }
   std::unique_ptr<Codec> codec(new Codec());
   codec->classes_ = std::make_unique<Classes>(terms.get(), encoders.get());
@@ -79,8 +80,8 @@ PyObject* Codec::new_atom(std::string_view utf8) {
       return known;
     }
   }
-  const py::Ref text =
-      py::Ref::steal(PyUnicode_DecodeUTF8(utf8.data(), static_cast<Py_ssize_t>(utf8.size()), nullptr));
+  const py::Ref text = py::Ref::steal(
+      PyUnicode_DecodeUTF8(utf8.data(), static_cast<Py_ssize_t>(utf8.size()), nullptr));
   if (!text) return nullptr;
   const py::Ref arguments = py::Ref::steal(PyTuple_Pack(1, text.get()));
   if (!arguments) return nullptr;
@@ -115,7 +116,8 @@ py::Ref Codec::atom(std::string_view utf8) { return py::check(new_atom(utf8)); }
 py::Ref Codec::pid(const etf::PidView& view) {
   py::Ref node = atom(view.node.latin1 ? view.node.utf8() : view.node.text);
   return py::check(classes_->pid.make(node.release(), PyLong_FromUnsignedLong(view.id),
-                                      PyLong_FromUnsignedLong(view.serial), PyLong_FromUnsignedLong(view.creation)));
+                                      PyLong_FromUnsignedLong(view.serial),
+                                      PyLong_FromUnsignedLong(view.creation)));
 }
 
 py::Ref Codec::reference(const etf::RefView& view) {
@@ -125,13 +127,15 @@ py::Ref Codec::reference(const etf::RefView& view) {
     PyTuple_SET_ITEM(words.get(), static_cast<Py_ssize_t>(i),
                      py::check(PyLong_FromUnsignedLong(view.words[i])).release());
   }
-  return py::check(classes_->reference.make(node.release(), PyLong_FromUnsignedLong(view.creation), words.release()));
+  return py::check(classes_->reference.make(node.release(), PyLong_FromUnsignedLong(view.creation),
+                                            words.release()));
 }
 
 bool Codec::as_pid(PyObject* object, etf::Pid& out) const {
   const auto& type = classes_->pid;
-  return type.is(object) && node_name(*classes_, type.get(object, 0), out.node) && fits(type.get(object, 1), out.id) &&
-         fits(type.get(object, 2), out.serial) && fits(type.get(object, 3), out.creation);
+  return type.is(object) && node_name(*classes_, type.get(object, 0), out.node) &&
+         fits(type.get(object, 1), out.id) && fits(type.get(object, 2), out.serial) &&
+         fits(type.get(object, 3), out.creation);
 }
 
 bool Codec::as_reference(PyObject* object, etf::Ref& out) const {

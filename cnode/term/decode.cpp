@@ -1,10 +1,12 @@
 // Decoding: one pass over a peer's bytes that builds the Python objects as it goes.
 //
-//   bytes ──▶ one value ──▶ its place in the innermost open container ──▶ (is it full?) ──▶ its place in the next …
+//   bytes ──▶ one value ──▶ its place in the innermost open container ──▶ (is it full?) ──▶ its
+//   place in the next …
 //                                  stack_[open_]
 //
-// No step trusts a length: `owed_` counts the terms that the open containers still wait for, each of them at least a
-// byte, so what is allocated for them is bounded by the bytes that are really there.
+// No step trusts a length: `owed_` counts the terms that the open containers still wait for, each
+// of them at least a byte, so what is allocated for them is bounded by the bytes that are really
+// there.
 #include <zlib.h>
 
 #include <bit>
@@ -76,8 +78,8 @@ class Decoder {
  private:
   enum class Kind : std::uint8_t { kTuple, kList, kMapKey, kMapValue, kLongerList, kTail };
 
-  // An open container. A list whose tail is a list again (no BEAM writes that) becomes a kLongerList: it grows, and
-  // counts one level deeper for each such tail.
+  // An open container. A list whose tail is a list again (no BEAM writes that) becomes a
+  // kLongerList: it grows, and counts one level deeper for each such tail.
   struct Open {
     PyObject* object;
     PyObject* key;  // of a map: the key that waits for its value
@@ -95,9 +97,11 @@ class Decoder {
   }
   PyObject* truncated() { return refuse(ErrorCode::kTruncated, at_); }
 
-  PyObject* read();  // the value at the cursor; null with opened_ set when it is a container that opened
+  PyObject*
+  read();  // the value at the cursor; null with opened_ set when it is a container that opened
   PyObject* place(PyObject* value);
-  PyObject* open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms, std::size_t header);
+  PyObject* open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms,
+                 std::size_t header);
   PyObject* tail(Open& list);
   PyObject* improper(PyObject* list, PyObject* tail_value);
 
@@ -115,7 +119,9 @@ class Decoder {
   PyObject* exported();
   PyObject* fun();
   PyObject* bits();
-  PyObject* taken(const base::Error& error) { return refuse(error.code, at_ + error.offset, error.detail); }
+  PyObject* taken(const base::Error& error) {
+    return refuse(error.code, at_ + error.offset, error.detail);
+  }
 
   Codec& codec_;
   const Classes& classes_;
@@ -148,8 +154,9 @@ PyObject* Decoder::run() {
   }
 }
 
-// Gives `value` to the innermost open container, and that one, when it is full, to the next. Returns the whole term
-// when nothing is open any more; null with opened_ set when there is more to read.
+// Gives `value` to the innermost open container, and that one, when it is full, to the next.
+// Returns the whole term when nothing is open any more; null with opened_ set when there is more to
+// read.
 PyObject* Decoder::place(PyObject* value) {
   while (open_ > 0) {
     Open& top = stack_[open_ - 1];
@@ -225,7 +232,8 @@ PyObject* Decoder::place(PyObject* value) {
   return value;
 }
 
-// A list has its elements: what ends it? Its value when that was [] (or characters); null when there is more to read.
+// A list has its elements: what ends it? Its value when that was [] (or characters); null when
+// there is more to read.
 PyObject* Decoder::tail(Open& list) {
   if (at_ == end_) return truncated();
   if (*at_ == etf::kNil) {
@@ -269,7 +277,8 @@ PyObject* Decoder::improper(PyObject* list, PyObject* tail_value) {
 }
 
 // Pushes a container that has `terms` terms to come after its header of `header` bytes.
-PyObject* Decoder::open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms, std::size_t header) {
+PyObject* Decoder::open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms,
+                        std::size_t header) {
   if (object == nullptr) return nullptr;
   at_ += header;
   owed_ += terms;
@@ -358,14 +367,16 @@ PyObject* Decoder::read() {
     case etf::kNewFloat: {
       if (available < 9) return truncated();
       const auto value = std::bit_cast<double>(read_u64(at_ + 1));
-      if (!std::isfinite(value)) return refuse(ErrorCode::kMalformed, at_, "a float that is not finite");
+      if (!std::isfinite(value))
+        return refuse(ErrorCode::kMalformed, at_, "a float that is not finite");
       at_ += 9;
       return PyFloat_FromDouble(value);
     }
     case etf::kFloat: {
       if (available < 1 + etf::kFloatText) return truncated();
       double value = 0;
-      if (!etf::parse_float_text(at_ + 1, value)) return refuse(ErrorCode::kMalformed, at_, "a float's text");
+      if (!etf::parse_float_text(at_ + 1, value))
+        return refuse(ErrorCode::kMalformed, at_, "a float's text");
       at_ += 1 + etf::kFloatText;
       return PyFloat_FromDouble(value);
     }
@@ -410,8 +421,8 @@ PyObject* Decoder::read() {
   }
 }
 
-
-PyObject* Decoder::atom(const std::uint8_t* text, std::size_t size, bool latin1, std::size_t header) {
+PyObject* Decoder::atom(const std::uint8_t* text, std::size_t size, bool latin1,
+                        std::size_t header) {
   const std::string_view name = text_of(text, size);
   PyObject* value = nullptr;
   if (!latin1 || is_ascii(text, size)) {
@@ -421,7 +432,8 @@ PyObject* Decoder::atom(const std::uint8_t* text, std::size_t size, bool latin1,
     }
     value = codec_.atom_value(name);
   } else {
-    if (size > etf::kMaxAtomCharacters) return refuse(ErrorCode::kMalformed, at_, "an atom's length");
+    if (size > etf::kMaxAtomCharacters)
+      return refuse(ErrorCode::kMalformed, at_, "an atom's length");
     value = codec_.atom_value(etf::AtomView{name, true}.utf8());
   }
   if (value != nullptr) at_ += header + size;
@@ -444,7 +456,8 @@ PyObject* Decoder::binary(const std::uint8_t* data, std::size_t size) {
 
 // A map's key: the same few short texts again and again.
 PyObject* Decoder::key_text(const std::uint8_t* data, std::size_t size) {
-  if (size > TextCache::kLongest || options_.binary == BinaryPolicy::kBytes) return binary(data, size);
+  if (size > TextCache::kLongest || options_.binary == BinaryPolicy::kBytes)
+    return binary(data, size);
   const std::string_view text = text_of(data, size);
   if (PyObject* known = codec_.keys_->find(text)) {
     Py_INCREF(known);
@@ -455,7 +468,8 @@ PyObject* Decoder::key_text(const std::uint8_t* data, std::size_t size) {
   return value;
 }
 
-// {bytes, Binary}, behind a tuple's header: the way to say that a binary is `bytes` whatever the policy.
+// {bytes, Binary}, behind a tuple's header: the way to say that a binary is `bytes` whatever the
+// policy.
 bool Decoder::is_tagged_bytes(std::size_t header) const {
   const std::uint8_t* at = at_ + header;
   const std::size_t available = left() - header;
@@ -511,7 +525,8 @@ PyObject* Decoder::characters(std::size_t size) {
   PyObject* list = PyList_New(static_cast<Py_ssize_t>(size));
   if (list == nullptr) return nullptr;
   for (std::size_t i = 0; i < size; ++i) {
-    PyObject* number = PyLong_FromLong(at_[3 + i]);  // always there already: small integers are never made anew
+    PyObject* number =
+        PyLong_FromLong(at_[3 + i]);  // always there already: small integers are never made anew
     PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), number);
   }
   at_ += 3 + size;
@@ -540,14 +555,17 @@ PyObject* Decoder::port() {
   etf::Reader reader({at_ + 1, end_});
   const auto node = reader.atom();
   if (!node) {
-    return refuse(node.error().code == ErrorCode::kWrongType ? ErrorCode::kMalformed : node.error().code, at_);
+    return refuse(
+        node.error().code == ErrorCode::kWrongType ? ErrorCode::kMalformed : node.error().code,
+        at_);
   }
   const etf::Bytes rest = reader.rest();
   const std::size_t id_size = *at_ == etf::kV4Port ? 8 : 4;
   const std::size_t creation_size = *at_ == etf::kPort ? 1 : 4;
   if (rest.size() < id_size + creation_size) return truncated();
   const std::uint64_t id = id_size == 8 ? read_u64(rest.data()) : read_u32(rest.data());
-  const std::uint32_t creation = creation_size == 1 ? rest[id_size] : read_u32(rest.data() + id_size);
+  const std::uint32_t creation =
+      creation_size == 1 ? rest[id_size] : read_u32(rest.data() + id_size);
   py::Ref name = codec_.atom(node->utf8());
   PyObject* value = classes_.port.make(name.release(), PyLong_FromUnsignedLongLong(id),
                                        PyLong_FromUnsignedLong(creation));
@@ -565,8 +583,8 @@ PyObject* Decoder::exported() {
   const long arity = static_cast<long>(*reader.integer());
   py::Ref module_atom = codec_.atom(module);
   py::Ref function_atom = codec_.atom(function);
-  PyObject* value =
-      classes_.exported.make(module_atom.release(), function_atom.release(), PyLong_FromLong(arity));
+  PyObject* value = classes_.exported.make(module_atom.release(), function_atom.release(),
+                                           PyLong_FromLong(arity));
   at_ += whole.offset();
   return value;
 }
@@ -576,8 +594,8 @@ PyObject* Decoder::fun() {
   etf::Reader reader({at_, end_});
   const auto raw = reader.term(depth_);
   if (!raw) return taken(raw.error());
-  PyObject* value = classes_.fun.make(
-      PyBytes_FromStringAndSize(reinterpret_cast<const char*>(raw->data()), static_cast<Py_ssize_t>(raw->size())));
+  PyObject* value = classes_.fun.make(PyBytes_FromStringAndSize(
+      reinterpret_cast<const char*>(raw->data()), static_cast<Py_ssize_t>(raw->size())));
   at_ += reader.offset();
   return value;
 }
@@ -617,9 +635,12 @@ base::Result<py::Ref> Codec::decode(etf::Reader& in, const DecodeOptions& option
 
 namespace {
 
-// Inflates into memory that grows with what really comes out, never to a size that was only promised.
+// Inflates into memory that grows with what really comes out, never to a size that was only
+// promised.
 base::Result<etf::Buffer> inflate_term(etf::Bytes compressed, std::size_t size) {
-  const auto refuse = [](ErrorCode code, const char* detail) { return base::Error{code, 2, detail}; };
+  const auto refuse = [](ErrorCode code, const char* detail) {
+    return base::Error{code, 2, detail};
+  };
   if (size > etf::kMaxMessage) return refuse(ErrorCode::kTooLarge, "a compressed term");
   z_stream stream{};
   stream.next_in = const_cast<std::uint8_t*>(compressed.data());
@@ -638,13 +659,16 @@ base::Result<etf::Buffer> inflate_term(etf::Bytes compressed, std::size_t size) 
     stream.avail_out = static_cast<uInt>(room);
     const int status = inflate(&stream, Z_NO_FLUSH);
     out.commit(room - stream.avail_out);
-    if (out.size() > size) return refuse(ErrorCode::kMalformed, "a compressed term larger than it says");
+    if (out.size() > size)
+      return refuse(ErrorCode::kMalformed, "a compressed term larger than it says");
     if (status == Z_STREAM_END) break;
     if (status == Z_MEM_ERROR) throw std::bad_alloc();
-    if (status == Z_BUF_ERROR && stream.avail_in == 0) return refuse(ErrorCode::kTruncated, "a compressed term");
+    if (status == Z_BUF_ERROR && stream.avail_in == 0)
+      return refuse(ErrorCode::kTruncated, "a compressed term");
     if (status != Z_OK) return refuse(ErrorCode::kMalformed, "a compressed term");
   }
-  if (out.size() != size) return refuse(ErrorCode::kMalformed, "a compressed term smaller than it says");
+  if (out.size() != size)
+    return refuse(ErrorCode::kMalformed, "a compressed term smaller than it says");
   if (stream.avail_in != 0) return refuse(ErrorCode::kMalformed, "bytes after a compressed term");
   return out;
 }
@@ -661,11 +685,13 @@ base::Result<py::Ref> Codec::decode_external(etf::Bytes bytes, const DecodeOptio
     if (!inflated) return inflated.error();
     etf::Reader inner(inflated->bytes());
     auto value = decode(inner, options);
-    if (value && !inner.at_end()) return base::Error{ErrorCode::kMalformed, inner.offset(), "bytes after the term"};
+    if (value && !inner.at_end())
+      return base::Error{ErrorCode::kMalformed, inner.offset(), "bytes after the term"};
     return value;
   }
   auto value = decode(reader, options);
-  if (value && !reader.at_end()) return base::Error{ErrorCode::kMalformed, reader.offset(), "bytes after the term"};
+  if (value && !reader.at_end())
+    return base::Error{ErrorCode::kMalformed, reader.offset(), "bytes after the term"};
   return value;
 }
 

@@ -3,9 +3,9 @@
 //   put(object) ──▶ bytes, or a container: its header, and a place on stack_
 //   next()      ◀── the next element of the innermost open container; its end when there is none
 //
-// The stack is the path to the value in hand, so an error can name it. Any Python code that runs on the way (a
-// registered encoder) may change the containers that are open: their sizes are checked at each step, and what is
-// held across such a call is held by a reference.
+// The stack is the path to the value in hand, so an error can name it. Any Python code that runs on
+// the way (a registered encoder) may change the containers that are open: their sizes are checked
+// at each step, and what is held across such a call is held by a reference.
 #include <cmath>
 #include <cstring>
 #include <unordered_set>
@@ -24,9 +24,10 @@ namespace {
 
 constexpr std::size_t kMaxIntegerBytes = 65535 * 8;  // the largest integer that every BEAM holds
 constexpr std::size_t kMaxTupleArity = 0xFFFFFF;     // the largest tuple that every BEAM holds
-constexpr int kMaxConversions = 32;                  // registered encoders that hand on to one another
+constexpr int kMaxConversions = 32;  // registered encoders that hand on to one another
 
-// Which kinds of keys a dict has. Most kinds can never meet as one Erlang term; for the others the bytes are compared.
+// Which kinds of keys a dict has. Most kinds can never meet as one Erlang term; for the others the
+// bytes are compared.
 enum KeyKinds : std::uint8_t { kText = 1, kBytes = 2, kNames = 4, kConstants = 8, kAnything = 16 };
 
 bool may_collide(std::uint8_t kinds) {
@@ -106,7 +107,11 @@ struct Text {
 class Encoder {
  public:
   Encoder(Codec& codec, etf::Buffer& out, std::string_view root)
-      : classes_(*codec.classes_), none_atom_(codec.none_atom_), out_(out), start_(out.size()), root_(root) {}
+      : classes_(*codec.classes_),
+        none_atom_(codec.none_atom_),
+        out_(out),
+        start_(out.size()),
+        root_(root) {}
   Encoder(const Encoder&) = delete;
   Encoder& operator=(const Encoder&) = delete;
   ~Encoder() {
@@ -166,10 +171,13 @@ class Encoder {
   void check_keys(const Open& dict);
   void reserve(std::size_t size);
   std::string path() const;
-  [[noreturn]] void fail(PyObject* type, const std::string& what) { py::raise(type, path() + ": " + what); }
+  [[noreturn]] void fail(PyObject* type, const std::string& what) {
+    py::raise(type, path() + ": " + what);
+  }
   [[noreturn]] void changed() { fail(PyExc_RuntimeError, "changed while it was encoded"); }
   [[noreturn]] void broken(PyObject* object) {
-    fail(PyExc_TypeError, std::string("cannot encode a '") + Py_TYPE(object)->tp_name + "' that is not whole");
+    fail(PyExc_TypeError,
+         std::string("cannot encode a '") + Py_TYPE(object)->tp_name + "' that is not whole");
   }
 
   const Classes& classes_;
@@ -239,7 +247,8 @@ PyObject* Encoder::next_pair(Open& dict) {
   return key;
 }
 
-// Writes the keys that run no Python code and open nothing, and notes of each key what it could be mistaken for.
+// Writes the keys that run no Python code and open nothing, and notes of each key what it could be
+// mistaken for.
 bool Encoder::put_simple_key(PyObject* key, std::uint8_t& kinds) {
   PyTypeObject* type = Py_TYPE(key);
   if (type == &PyUnicode_Type) {
@@ -263,7 +272,8 @@ bool Encoder::put_simple_key(PyObject* key, std::uint8_t& kinds) {
   return true;
 }
 
-// Two keys that differ in Python may be one in Erlang ('a' and b'a'): a map that no BEAM takes. Their bytes tell.
+// Two keys that differ in Python may be one in Erlang ('a' and b'a'): a map that no BEAM takes.
+// Their bytes tell.
 void Encoder::check_keys(const Open& dict) {
   etf::Reader reader(out_.bytes().subspan(dict.begin));
   std::unordered_set<std::string_view> seen;
@@ -297,7 +307,8 @@ Encoder::Open& Encoder::push(PyObject* object, Kind kind, Py_ssize_t count) {
     fail(PyExc_ValueError, "nested deeper than " + std::to_string(etf::kMaxDepth) + " levels");
   }
   // Every element takes a byte at least: an early word for what could never fit.
-  if (static_cast<std::size_t>(count) > etf::kMaxMessage || out_.size() - start_ > etf::kMaxMessage) {
+  if (static_cast<std::size_t>(count) > etf::kMaxMessage ||
+      out_.size() - start_ > etf::kMaxMessage) {
     fail(PyExc_ValueError, "too large for one message");
   }
   Py_INCREF(object);
@@ -360,7 +371,8 @@ void Encoder::put_native(PyObject* object, Native native) {
     case Native::kNone:
       return put_atom(none_atom_);
     case Native::kBytes:
-      return put_binary(PyBytes_AS_STRING(object), static_cast<std::size_t>(PyBytes_GET_SIZE(object)));
+      return put_binary(PyBytes_AS_STRING(object),
+                        static_cast<std::size_t>(PyBytes_GET_SIZE(object)));
     case Native::kByteArray:
       return put_buffer(object);
     case Native::kList:
@@ -394,7 +406,8 @@ void Encoder::put_native(PyObject* object, Native native) {
   fail(PyExc_SystemError, "the encoders of erlang._encoders are not those of this module");
 }
 
-// What is neither of our own classes nor one of Python's plain ones: the registry knows, or it is a buffer.
+// What is neither of our own classes nor one of Python's plain ones: the registry knows, or it is a
+// buffer.
 void Encoder::put_other(PyObject* object) {
   py::Ref held = py::Ref::borrow(object);
   for (int hops = 0; hops < kMaxConversions; ++hops) {
@@ -410,13 +423,15 @@ void Encoder::put_other(PyObject* object) {
     }
     if (how.get() == Py_None) {
       if (PyObject_CheckBuffer(held.get()) != 0) return put_buffer(held.get());
-      fail(PyExc_TypeError, std::string("cannot encode '") + Py_TYPE(held.get())->tp_name + "' object");
+      fail(PyExc_TypeError,
+           std::string("cannot encode '") + Py_TYPE(held.get())->tp_name + "' object");
     }
     held = py::Ref::steal(PyObject_CallOneArg(how.get(), held.get()));
     if (!held) {
       py::Error error = py::Error::fetch();
       const std::string note = "while encoding " + path();
-      const py::Ref noted = py::Ref::steal(PyObject_CallMethod(error.exception(), "add_note", "s", note.c_str()));
+      const py::Ref noted =
+          py::Ref::steal(PyObject_CallMethod(error.exception(), "add_note", "s", note.c_str()));
       if (!noted) PyErr_Clear();
       throw error;
     }
@@ -446,7 +461,8 @@ void Encoder::put_atom_object(PyObject* atom) {
   const Text text(atom);
   bool surrogate = false;
   const std::size_t size = text.size(surrogate);
-  if (text.length > etf::kMaxAtomCharacters) fail(PyExc_ValueError, "an atom has at most 255 characters");
+  if (text.length > etf::kMaxAtomCharacters)
+    fail(PyExc_ValueError, "an atom has at most 255 characters");
   if (surrogate) fail(PyExc_ValueError, "an atom cannot hold a lone surrogate");
   std::uint8_t* at = out_.prepare(size + 3);
   std::size_t header = 2;
@@ -469,7 +485,8 @@ void Encoder::put_text(PyObject* str) {
   const Text text(str);
   bool surrogate = false;
   const std::size_t size = text.size(surrogate);
-  if (surrogate) fail(PyExc_ValueError, "a str with a lone surrogate is no text: encode it to bytes");
+  if (surrogate)
+    fail(PyExc_ValueError, "a str with a lone surrogate is no text: encode it to bytes");
   reserve(size);
   std::uint8_t* at = out_.prepare(5 + size);
   at[0] = etf::kBinary;
@@ -493,7 +510,8 @@ void Encoder::put_integer(PyObject* number) {
     write_u32(at + 1, static_cast<std::uint32_t>(static_cast<std::int32_t>(value)));
     out_.commit(5);
   } else {
-    std::uint64_t magnitude = value < 0 ? ~static_cast<std::uint64_t>(value) + 1 : static_cast<std::uint64_t>(value);
+    std::uint64_t magnitude =
+        value < 0 ? ~static_cast<std::uint64_t>(value) + 1 : static_cast<std::uint64_t>(value);
     std::uint8_t size = 0;
     for (; magnitude != 0; magnitude >>= 8) at[3 + size++] = static_cast<std::uint8_t>(magnitude);
     at[0] = etf::kSmallBig;
@@ -504,9 +522,11 @@ void Encoder::put_integer(PyObject* number) {
 }
 
 void Encoder::put_big(PyObject* number, bool negative) {
-  const py::Ref magnitude = py::check(negative ? PyNumber_Negative(number) : PyNumber_Positive(number));
+  const py::Ref magnitude =
+      py::check(negative ? PyNumber_Negative(number) : PyNumber_Positive(number));
   const std::size_t room = py::integer_byte_room(magnitude.get());
-  if (room > kMaxIntegerBytes + 16) fail(PyExc_ValueError, "an integer larger than any Erlang can have");
+  if (room > kMaxIntegerBytes + 16)
+    fail(PyExc_ValueError, "an integer larger than any Erlang can have");
   std::uint8_t* at = out_.prepare(6 + room);
   std::size_t size = py::integer_to_bytes(magnitude.get(), at + 6, room);
   if (size > kMaxIntegerBytes) fail(PyExc_ValueError, "an integer larger than any Erlang can have");
@@ -525,7 +545,8 @@ void Encoder::put_big(PyObject* number, bool negative) {
 }
 
 void Encoder::put_float(double value) {
-  if (!std::isfinite(value)) return put_atom(std::isnan(value) ? "nan" : value > 0 ? "infinity" : "neg_infinity");
+  if (!std::isfinite(value))
+    return put_atom(std::isnan(value) ? "nan" : value > 0 ? "infinity" : "neg_infinity");
   std::uint8_t* at = out_.prepare(9);
   at[0] = etf::kNewFloat;
   std::uint64_t bits = 0;
@@ -546,10 +567,11 @@ void Encoder::put_binary(const void* data, std::size_t size) {
 void Encoder::put_buffer(PyObject* object) {
   Py_buffer view;
   if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) < 0) {
-    if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError)) py::throw_fetched();
+    if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+      py::throw_fetched();
     PyErr_Clear();
-    fail(PyExc_TypeError,
-         std::string("cannot encode a '") + Py_TYPE(object)->tp_name + "' that is not contiguous and open");
+    fail(PyExc_TypeError, std::string("cannot encode a '") + Py_TYPE(object)->tp_name +
+                              "' that is not contiguous and open");
   }
   struct Release {
     Py_buffer* view;
@@ -571,7 +593,8 @@ void Encoder::put_list(PyObject* list) {
 void Encoder::put_tuple(PyObject* tuple) {
   const Py_ssize_t count = PyTuple_GET_SIZE(tuple);
   if (static_cast<std::size_t>(count) > kMaxTupleArity) {
-    fail(PyExc_ValueError, "a tuple has at most " + std::to_string(kMaxTupleArity) + " elements in Erlang");
+    fail(PyExc_ValueError,
+         "a tuple has at most " + std::to_string(kMaxTupleArity) + " elements in Erlang");
   }
   if (count > 0) push(tuple, Kind::kTuple, count);
   std::uint8_t* at = out_.prepare(5);
@@ -600,7 +623,8 @@ void Encoder::put_set(PyObject* set) { put_list(py::check(PySequence_List(set)).
 void Encoder::put_improper(PyObject* object) {
   PyObject* items = classes_.improper.get(object, 0);
   PyObject* tail = classes_.improper.get(object, 1);
-  if (items == nullptr || tail == nullptr || !PyTuple_CheckExact(items) || PyTuple_GET_SIZE(items) == 0) {
+  if (items == nullptr || tail == nullptr || !PyTuple_CheckExact(items) ||
+      PyTuple_GET_SIZE(items) == 0) {
     broken(object);
   }
   const Py_ssize_t count = PyTuple_GET_SIZE(items);
@@ -614,7 +638,8 @@ void Encoder::put_improper(PyObject* object) {
 }
 
 std::uint64_t Encoder::number(PyObject* object, std::uint64_t most) {
-  if (object == nullptr || !PyLong_Check(object)) fail(PyExc_TypeError, "an identifier that is not whole");
+  if (object == nullptr || !PyLong_Check(object))
+    fail(PyExc_TypeError, "an identifier that is not whole");
   const std::uint64_t value = PyLong_AsUnsignedLongLong(object);
   if (value == static_cast<std::uint64_t>(-1) && PyErr_Occurred() != nullptr) py::throw_fetched();
   if (value > most) fail(PyExc_ValueError, "an identifier with too large a number");
@@ -622,7 +647,8 @@ std::uint64_t Encoder::number(PyObject* object, std::uint64_t most) {
 }
 
 void Encoder::put_node(PyObject* atom) {
-  if (atom == nullptr || !classes_.is_atom(atom)) fail(PyExc_TypeError, "an identifier that is not whole");
+  if (atom == nullptr || !classes_.is_atom(atom))
+    fail(PyExc_TypeError, "an identifier that is not whole");
   put_atom_object(atom);
 }
 
@@ -670,7 +696,8 @@ void Encoder::put_reference(PyObject* object) {
   at = out_.prepare(4 + 4 * etf::kMaxReferenceWords);
   write_u32(at, static_cast<std::uint32_t>(number(type.get(object, 1), UINT32_MAX)));
   for (Py_ssize_t i = 0; i < count; ++i) {
-    write_u32(at + 4 + 4 * i, static_cast<std::uint32_t>(number(PyTuple_GET_ITEM(words, i), UINT32_MAX)));
+    write_u32(at + 4 + 4 * i,
+              static_cast<std::uint32_t>(number(PyTuple_GET_ITEM(words, i), UINT32_MAX)));
   }
   out_.commit(4 + 4 * static_cast<std::size_t>(count));
 }
@@ -692,7 +719,8 @@ void Encoder::put_fun(PyObject* object) {
   etf::Reader reader(bytes);
   const auto term = reader.term(open_);
   if (!term || !reader.at_end() || bytes[0] != etf::kNewFun) {
-    fail(PyExc_ValueError, "a Fun whose bytes are not a fun's: " + (term ? "" : term.error().message()));
+    fail(PyExc_ValueError,
+         "a Fun whose bytes are not a fun's: " + (term ? "" : term.error().message()));
   }
   reserve(bytes.size());
   out_.append(bytes);

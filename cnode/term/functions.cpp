@@ -8,7 +8,8 @@ namespace {
 constexpr const char* kCapsule = "erlang._native.codec";
 constexpr const char* kAttribute = "_codec";
 
-// Runs `body`, which may throw, as a C function that returns an object or null with the exception set.
+// Runs `body`, which may throw, as a C function that returns an object or null with the exception
+// set.
 template <class Body>
 PyObject* guarded(Body body) noexcept {
   try {
@@ -41,7 +42,8 @@ BinaryPolicy policy_named(std::string_view name) {
   if (name == "auto") return BinaryPolicy::kAuto;
   if (name == "str") return BinaryPolicy::kStr;
   if (name == "bytes") return BinaryPolicy::kBytes;
-  py::raise(PyExc_ValueError, "binary is 'auto', 'str' or 'bytes', not '" + std::string(name) + "'");
+  py::raise(PyExc_ValueError,
+            "binary is 'auto', 'str' or 'bytes', not '" + std::string(name) + "'");
 }
 
 PyObject* decode(PyObject* module, PyObject* arguments, PyObject* named) {
@@ -49,14 +51,16 @@ PyObject* decode(PyObject* module, PyObject* arguments, PyObject* named) {
     static const char* names[] = {"", "binary", nullptr};
     Py_buffer view;
     const char* binary = "auto";
-    if (PyArg_ParseTupleAndKeywords(arguments, named, "y*|s:decode", const_cast<char**>(names), &view, &binary) == 0) {
+    if (PyArg_ParseTupleAndKeywords(arguments, named, "y*|s:decode", const_cast<char**>(names),
+                                    &view, &binary) == 0) {
       py::throw_fetched();
     }
     struct Release {
       Py_buffer* view;
       ~Release() { PyBuffer_Release(view); }
     } release{&view};
-    const etf::Bytes bytes{static_cast<const std::uint8_t*>(view.buf), static_cast<std::size_t>(view.len)};
+    const etf::Bytes bytes{static_cast<const std::uint8_t*>(view.buf),
+                           static_cast<std::size_t>(view.len)};
     auto value = codec_of(module).decode_external(bytes, {policy_named(binary)});
     if (!value) {
       const py::Ref exceptions = py::import("erlang.exceptions");
@@ -87,14 +91,18 @@ PyObject* set_none_atoms(PyObject* module, PyObject* names) {
 
 PyMethodDef methods[] = {
     {"encode", encode, METH_O, "encode(value) -> bytes: one external term."},
-    {"decode", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(decode)), METH_VARARGS | METH_KEYWORDS,
+    {"decode", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(decode)),
+     METH_VARARGS | METH_KEYWORDS,
      "decode(data, binary='auto') -> object: the one external term that data is."},
     {"set_none_atom", set_none_atom, METH_O, "set_none_atom(name): the atom that None is sent as."},
-    {"set_none_atoms", set_none_atoms, METH_O, "set_none_atoms(names): the atoms that arrive as None."},
+    {"set_none_atoms", set_none_atoms, METH_O,
+     "set_none_atoms(names): the atoms that arrive as None."},
     {nullptr, nullptr, 0, nullptr},
 };
 
-void drop_codec(PyObject* capsule) { delete static_cast<Codec*>(PyCapsule_GetPointer(capsule, kCapsule)); }
+void drop_codec(PyObject* capsule) {
+  delete static_cast<Codec*>(PyCapsule_GetPointer(capsule, kCapsule));
+}
 
 }  // namespace
 

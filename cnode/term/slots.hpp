@@ -1,4 +1,5 @@
-// SlotClass: a frozen Python class with __slots__, whose objects are made and read here without calling Python.
+// SlotClass: a frozen Python class with __slots__, whose objects are made and read here without
+// calling Python.
 #pragma once
 
 #include <array>
@@ -25,8 +26,8 @@ class SlotClass {
   PyTypeObject* type() const { return reinterpret_cast<PyTypeObject*>(type_.get()); }
   bool is(PyObject* object) const { return PyObject_TypeCheck(object, type()) != 0; }
 
-  // A new object whose slots take over these references; null with an exception set when one of them is null, or
-  // there is no memory.
+  // A new object whose slots take over these references; null with an exception set when one of
+  // them is null, or there is no memory.
   template <class... Values>
   PyObject* make(Values... values) const {
     static_assert(sizeof...(Values) == N);

@@ -1,6 +1,6 @@
 """How values that are not Erlang's own kinds become terms: a registry from type to a function.
 
-The native encoder asks `resolve()` once for each type it does not know, and keeps the answer in `resolved`.
+The native encoder asks `resolve()` once for each type it does not know; `resolved` keeps the answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ __all__ = ["register_encoder"]
 T = TypeVar("T")
 Encoder = Callable[[Any], Any]
 
-# What the native encoder writes itself. It knows these by their place: the order is that of encode.cpp's Native.
+# What the native encoder writes itself. It knows these by their place, which is that of `Native` in
+# cnode/term/classes.hpp.
 NATIVE: Final[tuple[type, ...]] = (
     str,
     int,
@@ -52,7 +53,8 @@ NATIVE: Final[tuple[type, ...]] = (
     ImproperList,
 )
 
-# For a type met before: its encoder, the place in NATIVE of what it is written as, or None. Shared with C++.
+# For a type met before: its encoder, the place in NATIVE of what it is written as, or None. The
+# native encoder looks in here first.
 resolved: dict[type, Union[Encoder, int, None]] = {}
 _MOST_RESOLVED: Final = 4096
 
@@ -84,9 +86,11 @@ _registry: dict[type, Encoder] = {
 def register_encoder(cls: type[T], encoder: Callable[[T], Any]) -> None:
     """Sends each `cls`, and what derives from it, as whatever `encoder(value)` returns.
 
-    The nearest class in a value's method resolution order wins, one registered later replaces one registered earlier.
+    The nearest class in a value's method resolution order wins; a later registration replaces an
+    earlier one.
 
-    Raises: TypeError for what is no class or no function; ValueError for a class that has a term of its own.
+    Raises: TypeError for what is no class or no function; ValueError for a class that has a term of
+    its own.
     """
     if not isinstance(cls, type):
         raise TypeError(f"register_encoder() wants a class, not {cls!r}")
@@ -124,7 +128,7 @@ def _dataclass_encoder(cls: Any) -> Encoder:
 
 
 def _numpy_encoder(base: type) -> Optional[Encoder]:
-    """The encoder for numpy's two base classes, if `base` is one of them; numpy is never imported for it."""
+    """The encoder for numpy's two base classes, if `base` is one; numpy is not imported for it."""
     numpy: Any = sys.modules.get("numpy")
     if base is getattr(numpy, "ndarray", None) or base is getattr(numpy, "generic", None):
         return _plain_numbers

@@ -1,15 +1,16 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from typing_extensions import Buffer
-
 def encode(value: object, /) -> bytes:
     """`value` as one external term (131, ...).
 
-    Raises: TypeError naming the path to a value that has no term; ValueError if it is too deep or too large.
+    Raises: TypeError naming the path to a value that has no term; ValueError naming the path to
+    one that is too deep or too large.
     """
 
-def decode(data: Buffer, /, binary: Literal["auto", "str", "bytes"] = "auto") -> Any:
+def decode(
+    data: bytes | bytearray | memoryview, /, binary: Literal["auto", "str", "bytes"] = "auto"
+) -> Any:
     """The one external term that `data` is, plain or compressed.
 
     Raises: DecodeError saying where and why the bytes are refused.

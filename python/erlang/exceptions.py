@@ -8,7 +8,7 @@ __all__ = ["DecodeError", "ErlangError", "NoConnection"]
 
 
 class ErlangError(RuntimeError):
-    """A call to Erlang failed there: its `kind` (`error`, `exit` or `throw`), its `reason`, its `stack`."""
+    """A call to Erlang failed there: `kind` (`error`, `exit` or `throw`), `reason` and `stack`."""
 
     def __init__(self, kind: Any, reason: Any = None, stack: Any = None) -> None:
         super().__init__(kind, reason, stack)
@@ -31,4 +31,4 @@ class NoConnection(ErlangError):
 
 
 class DecodeError(ValueError):
-    """These bytes are not one whole term that has a Python value; the message says where and why."""
+    """These bytes are not one whole term with a Python value; the message says where and why."""

@@ -1,4 +1,7 @@
-"""Erlang's own kinds of value: small frozen objects that hash, compare, pickle, and print so that the text pastes back."""
+"""Erlang's own kinds of value: small frozen objects that hash, compare and pickle.
+
+Each prints so that the text pastes back.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ class Atom(str):
         if not isinstance(name, str):
             raise TypeError(f"an atom's name is a str, not {type(name).__name__}")
         if len(name) > _MAX_ATOM_CHARACTERS:
-            raise ValueError(f"an atom has at most {_MAX_ATOM_CHARACTERS} characters, not {len(name)}")
+            raise ValueError(
+                f"an atom has at most {_MAX_ATOM_CHARACTERS} characters, not {len(name)}"
+            )
         name.encode()  # no lone surrogates
         return super().__new__(cls, name)
 
@@ -32,7 +37,7 @@ class Atom(str):
 
 
 class _Value:
-    """What the classes below share: frozen, compared and hashed by `_key()`, rebuilt from `_arguments()`."""
+    """What the classes below share: frozen, compared by `_key()`, rebuilt from `_arguments()`."""
 
     __slots__ = ()
 
@@ -93,7 +98,7 @@ class _Ordered(_Value):
 
 
 def _bare_repr(value: object) -> str:
-    """`value` as an argument: a name or a node is shown as its plain text, which the constructors take."""
+    """`value` as an argument: a name is shown as its plain text, which the constructors take."""
     return str.__repr__(value) if isinstance(value, Atom) else repr(value)
 
 
@@ -157,7 +162,7 @@ class Port(_Ordered):
 
 
 class Ref(_Ordered):
-    """A reference: `Ref(node, creation, words)` with one to five 32-bit words, least significant first."""
+    """A reference: `Ref(node, creation, words)`, one to five 32-bit words, the least one first."""
 
     __slots__ = ("node", "creation", "words")
     node: Atom
@@ -200,7 +205,7 @@ class Export(_Ordered):
 class Fun(_Value):
     """A fun with its environment, opaque here: `Fun(raw)` keeps the very bytes that Erlang sent.
 
-    A fun made in Python is only as good as its bytes: they are checked for their form when it is sent.
+    A fun made in Python is only as good as its bytes: their form is checked when it is sent.
     """
 
     __slots__ = ("raw",)
@@ -238,7 +243,7 @@ class Fun(_Value):
 
 
 class BitString(_Ordered):
-    """A bitstring that is not whole bytes: `BitString(data, bits)`, of whose last byte the upper `bits` (1 to 7) count."""
+    """A bitstring of no whole bytes: `BitString(data, bits)`; of its last byte `bits` (1 to 7) count."""
 
     __slots__ = ("data", "bits")
     data: bytes
@@ -247,7 +252,9 @@ class BitString(_Ordered):
     def __init__(self, data: Union[bytes, bytearray, memoryview], bits: int) -> None:
         whole = bytes(data)
         if not whole or not 1 <= bits <= 7:
-            raise ValueError("a bitstring has at least one byte, of whose last 1 to 7 bits count; else use bytes")
+            raise ValueError(
+                "a bitstring has at least one byte, of whose last 1 to 7 bits count; else use bytes"
+            )
         last = whole[-1] & (0xFF << (8 - bits)) & 0xFF
         _set(self, "data", whole[:-1] + bytes((last,)))
         _set(self, "bits", int(bits))
