@@ -49,6 +49,7 @@
     hello :: undefined | gen_server:request_id(),
     info :: undefined | info(),
     link :: undefined | pid(),
+    dialling = [] :: [gen_statem:from()],        % who asked us to dial, and waits for the outcome
     since = erlang:monotonic_time() :: integer() % begin of the present state of affairs
 }).
 
@@ -188,9 +189,9 @@ connecting(info, Message, Data = #data{hello = Hello}) when Hello =/= undefined 
         {error, {Reason, _}} -> failed(Reason, Data#data{hello = undefined});
         no_reply -> keep_state_and_data
     end;
+connecting({call, From}, connect, Data = #data{dialling = Dialling}) ->
+    {keep_state, Data#data{dialling = [From | Dialling]}};
 connecting({call, _}, _, #data{why = undefined}) ->
-    {keep_state_and_data, postpone};
-connecting({call, _}, connect, _) ->
     {keep_state_and_data, postpone};
 connecting(cast, {lost, starting}, _) ->
     keep_state_and_data;
@@ -204,7 +205,10 @@ up(enter, _, Data = #data{options = Options, node = Node}) ->
     tell_local(Options, {py_node_up, Node}),
     event(up, Data, #{info => Data#data.info}),
     ?LOG_INFO(#{what => "node up", node => Node}),
-    {keep_state, Data#data{why = undefined, attempt = 0, since = erlang:monotonic_time()}};
+    Handle = py_link:find(Node),
+    {keep_state, Data#data{why = undefined, attempt = 0, since = erlang:monotonic_time(),
+                           dialling = []},
+     [{reply, From, {ok, Handle}} || From <- Data#data.dialling]};
 up({call, From}, info, #data{info = Info}) ->
     {keep_state_and_data, {reply, From, {ok, Info}}};
 up({call, From}, _, #data{node = Node}) ->
@@ -232,8 +236,9 @@ down(enter, Before, Data = #data{why = {down, Why}, node = Node, attempt = Attem
         false ->
             ok
     end,
-    {keep_state, Data#data{since = erlang:monotonic_time()},
-     {state_timeout, backoff(Data), redial}};
+    {keep_state, Data#data{since = erlang:monotonic_time(), dialling = []},
+     [{state_timeout, backoff(Data), redial}
+      | [{reply, From, {error, {down, Why}}} || From <- Data#data.dialling]]};
 down(state_timeout, redial, Data) ->
     {next_state, connecting, Data};
 down(info, {nodeup, Node, _}, Data = #data{node = Node}) ->
@@ -242,8 +247,8 @@ down(cast, {lost, starting}, Data) ->
     {next_state, connecting, Data#data{since = erlang:monotonic_time()}};
 down(cast, {lost, Why}, Data) ->
     {keep_state, Data#data{why = {down, Why}}};
-down({call, _}, connect, Data) ->
-    {next_state, connecting, Data#data{why = undefined}, postpone};
+down({call, From}, connect, Data = #data{dialling = Dialling}) ->
+    {next_state, connecting, Data#data{dialling = [From | Dialling]}};
 down(Type, Event, Data) ->
     common(Type, Event, Data).
 

@@ -13,7 +13,7 @@
 -export([init/2]).
 
 -record(fake, {
-    hello :: term(),                                  % the whole answer to hello
+    hello :: term(),                                  % the whole answer to hello, or `silent`
     batches = [] :: [[tuple()]],                      % newest first
     casts = [] :: [tuple()],                          % newest first
     cancelled = [] :: [{integer(), integer()}],       % {Id, millisecond of the system's clock}
@@ -63,7 +63,7 @@ loop(Fake = #fake{batches = Batches, log = Log}) ->
             reply(lists:append([perform(Item) || Item <- Items])),
             loop(Fake1);
         {'$gen_call', From, {hello, _} = Hello} ->
-            gen_server:reply(From, Fake#fake.hello),
+            greet(From, Fake#fake.hello),
             loop(Fake#fake{log = [Hello | Log]});
         {'$ask', Pid, What} ->
             Pid ! {'$answer', answer(What, Fake)},
@@ -74,6 +74,10 @@ loop(Fake = #fake{batches = Batches, log = Log}) ->
         Other ->
             loop(Fake#fake{log = [Other | Log]})
     end.
+
+-spec greet(gen_server:from(), term()) -> ok.
+greet(_From, silent) -> ok;
+greet(From, Hello) -> gen_server:reply(From, Hello).
 
 -spec answer(atom(), #fake{}) -> [term()].
 answer(batches, #fake{batches = Batches}) -> lists:reverse(Batches);
