@@ -179,6 +179,14 @@ TEST_CASE("a spawn request tells module, function, arity and group leader", "[di
   CHECK(copy(control.from.pid.raw) == kFrom);
 }
 
+TEST_CASE("a spawn request for no function there can be is an error", "[dist][control]") {
+  const Bytes wide = term([](etf::Writer& out) { out.tuple(3).atom("m").atom("f").integer(256); });
+  const Bytes pair = term([](etf::Writer& out) { out.tuple(2).atom("m").atom("f"); });
+  for (const Bytes& mfa : {wide, pair}) {
+    CHECK_FALSE(parse(tuple(29, {kRef, kFrom, kTo, mfa, kOptions}) + kMessage).ok());
+  }
+}
+
 TEST_CASE("a spawn reply tells the new pid and what it is tied to, or why there is none",
           "[dist][control]") {
   const Bytes yes = tuple(31, {kRef, kTo, number(3), kFrom});
