@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["DecodeError", "ErlangError", "NoConnection"]
+__all__ = ["Cancelled", "DecodeError", "ErlangError", "NoConnection"]
 
 
 class ErlangError(RuntimeError):
@@ -32,3 +32,7 @@ class NoConnection(ErlangError):
 
 class DecodeError(ValueError):
     """These bytes are not one whole term with a Python value; the message says where and why."""
+
+
+class Cancelled(BaseException):
+    """Raised inside a running function whose caller no longer waits for it; let it pass."""

@@ -158,7 +158,7 @@ class Port(_Ordered):
         return self.node, self.id, self.creation
 
     def _order(self) -> tuple[Any, ...]:
-        return self.id, self.node, self.creation
+        return self.node, self.creation, self.id
 
 
 class Ref(_Ordered):
@@ -182,7 +182,7 @@ class Ref(_Ordered):
 
     def _order(self) -> tuple[Any, ...]:
         padded = self.words + (0,) * (5 - len(self.words))
-        return padded[::-1], self.node, self.creation
+        return self.node, self.creation, padded[::-1]
 
 
 class Export(_Ordered):
