@@ -161,22 +161,24 @@ an_await_that_times_out_cancels_and_silences_the_call(Config) ->
     Result = client(Config, fun() ->
         Ref = py:spawn_call(Node, m, late, [100]),
         Timeout = py:await(Ref, 10),
-        {Timeout, receive {py_response, Ref, _} = Late -> Late after 300 -> silent end}
+        Late = receive {py_response, Ref, _} = Message -> Message after 300 -> silent end,
+        {Timeout, Late, length(erpc:call(Node, fake_node, cancelled, []))}
     end),
-    ?assertEqual({{error, timeout}, silent}, Result),
-    ok = cluster:eventually(fun() -> length(fake(Config, fun fake_node:cancelled/0)) =:= 1 end).
+    ?assertEqual({{error, timeout}, silent, 1}, Result).
 
 a_spawned_call_with_a_timeout_is_answered_when_it_passes(Config) ->
     Node = target(Config),
     {Micros, Result} = client(Config, fun() ->
         {ok, _} = py:call(Node, m, echo, []),
-        timer:tc(fun() ->
+        Timed = timer:tc(fun() ->
             py:await(py:spawn_call(Node, m, hang, [], #{timeout => 150}), infinity)
-        end)
+        end),
+        Cancelled = fun() -> length(erpc:call(Node, fake_node, cancelled, [])) =:= 1 end,
+        ok = cluster:eventually(Cancelled),
+        Timed
     end),
     ?assertEqual({error, timeout}, Result),
-    ?assert(Micros >= 149000),
-    ok = cluster:eventually(fun() -> length(fake(Config, fun fake_node:cancelled/0)) =:= 1 end).
+    ?assert(Micros >= 149000).
 
 %% --- Targets and arguments ------------------------------------------------------------------------
 
