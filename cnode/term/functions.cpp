@@ -1,4 +1,6 @@
 // The codec's functions as Python sees them: erlang.encode, decode, set_none_atom, set_none_atoms.
+#include <memory>
+
 #include "cnode/py/error.hpp"
 #include "cnode/term/codec.hpp"
 
@@ -7,6 +9,26 @@ namespace {
 
 constexpr const char* kCapsule = "erlang._native.codec";
 constexpr const char* kAttribute = "_codec";
+
+// Made at its first use and not when the module is: the classes it needs are in the package that is
+// still importing this module then.
+struct Holder {
+  std::unique_ptr<Codec> codec;
+
+  Codec& get() {
+    if (!codec) codec = Codec::create();
+    return *codec;
+  }
+};
+
+Holder& holder_in(PyObject* capsule) {
+  void* holder = capsule == nullptr ? nullptr : PyCapsule_GetPointer(capsule, kCapsule);
+  if (holder == nullptr) {
+    PyErr_Clear();
+    py::raise(PyExc_SystemError, "this module has no codec");
+  }
+  return *static_cast<Holder*>(holder);
+}
 
 // Runs `body`, which may throw, as a C function that returns an object or null with the exception
 // set.
@@ -27,12 +49,12 @@ std::string text_argument(PyObject* object, const char* what) {
   return py::text_of(object);
 }
 
-PyObject* encode(PyObject* module, PyObject* object) {
+PyObject* encode(PyObject* capsule, PyObject* object) {
   return guarded([&] {
     etf::Buffer buffer(64);
     etf::Writer writer(buffer);
     writer.version();
-    codec_of(module).encode(object, writer, "value");
+    holder_in(capsule).get().encode(object, writer, "value");
     return py::check(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(buffer.data()),
                                                static_cast<Py_ssize_t>(buffer.size())));
   });
@@ -46,7 +68,7 @@ BinaryPolicy policy_named(std::string_view name) {
             "binary is 'auto', 'str' or 'bytes', not '" + std::string(name) + "'");
 }
 
-PyObject* decode(PyObject* module, PyObject* arguments, PyObject* named) {
+PyObject* decode(PyObject* capsule, PyObject* arguments, PyObject* named) {
   return guarded([&]() -> py::Ref {
     static const char* names[] = {"", "binary", nullptr};
     Py_buffer view;
@@ -61,7 +83,7 @@ PyObject* decode(PyObject* module, PyObject* arguments, PyObject* named) {
     } release{&view};
     const etf::Bytes bytes{static_cast<const std::uint8_t*>(view.buf),
                            static_cast<std::size_t>(view.len)};
-    auto value = codec_of(module).decode_external(bytes, {policy_named(binary)});
+    auto value = holder_in(capsule).get().decode_external(bytes, {policy_named(binary)});
     if (!value) {
       const py::Ref exceptions = py::import("erlang.exceptions");
       py::raise(py::attribute(exceptions.get(), "DecodeError").get(), value.error().message());
@@ -70,21 +92,21 @@ PyObject* decode(PyObject* module, PyObject* arguments, PyObject* named) {
   });
 }
 
-PyObject* set_none_atom(PyObject* module, PyObject* name) {
+PyObject* set_none_atom(PyObject* capsule, PyObject* name) {
   return guarded([&] {
-    codec_of(module).set_none_atom(text_argument(name, "an atom's name"));
+    holder_in(capsule).get().set_none_atom(text_argument(name, "an atom's name"));
     return py::Ref::borrow(Py_None);
   });
 }
 
-PyObject* set_none_atoms(PyObject* module, PyObject* names) {
+PyObject* set_none_atoms(PyObject* capsule, PyObject* names) {
   return guarded([&] {
     const py::Ref list = py::check(PySequence_List(names));
     std::vector<std::string> all;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.get()); ++i) {
       all.push_back(text_argument(PyList_GET_ITEM(list.get(), i), "an atom's name"));
     }
-    codec_of(module).set_none_atoms(all);
+    holder_in(capsule).get().set_none_atoms(all);
     return py::Ref::borrow(Py_None);
   });
 }
@@ -100,19 +122,27 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-void drop_codec(PyObject* capsule) {
-  delete static_cast<Codec*>(PyCapsule_GetPointer(capsule, kCapsule));
+void drop_holder(PyObject* capsule) {
+  delete static_cast<Holder*>(PyCapsule_GetPointer(capsule, kCapsule));
+}
+
+void add(PyObject* module) {
+  auto holder = std::make_unique<Holder>();
+  const py::Ref capsule = py::check(PyCapsule_New(holder.get(), kCapsule, drop_holder));
+  static_cast<void>(holder.release());  // the capsule's now
+  py::check_status(PyModule_AddObjectRef(module, kAttribute, capsule.get()));
+  const py::Ref name = py::check(PyModule_GetNameObject(module));
+  for (PyMethodDef* method = methods; method->ml_name != nullptr; ++method) {
+    const py::Ref function = py::check(PyCFunction_NewEx(method, capsule.get(), name.get()));
+    py::check_status(PyModule_AddObjectRef(module, method->ml_name, function.get()));
+  }
 }
 
 }  // namespace
 
 int add_to_module(PyObject* module) {
   try {
-    std::unique_ptr<Codec> codec = Codec::create();
-    py::Ref capsule = py::check(PyCapsule_New(codec.get(), kCapsule, drop_codec));
-    codec.release();
-    py::check_status(PyModule_AddObjectRef(module, kAttribute, capsule.get()));
-    py::check_status(PyModule_AddFunctions(module, methods));
+    add(module);
     return 0;
   } catch (py::Error& error) {
     std::move(error).restore();
@@ -123,13 +153,7 @@ int add_to_module(PyObject* module) {
 }
 
 Codec& codec_of(PyObject* module) {
-  PyObject* capsule = PyDict_GetItemString(PyModule_GetDict(module), kAttribute);
-  void* codec = capsule == nullptr ? nullptr : PyCapsule_GetPointer(capsule, kCapsule);
-  if (codec == nullptr) {
-    PyErr_Clear();
-    py::raise(PyExc_SystemError, "this module has no codec");
-  }
-  return *static_cast<Codec*>(codec);
+  return holder_in(PyDict_GetItemString(PyModule_GetDict(module), kAttribute)).get();
 }
 
 }  // namespace term
