@@ -9,7 +9,10 @@
 %% arrives while the link is busy is drained in one go and travels in one message, order kept. Items
 %% and results are listed in docs/protocol.md.
 %%
-%% Bound. `admit/1` runs in the caller: two atomic counters say how many requests were issued and
+%% A call with large arguments is sent by a process of its own (see carry/3), which may be suspended
+%% by a busy connection without the small calls being held up.
+%%
+%% Bound. `admit/2` runs in the caller: two atomic counters say how many requests were issued and
 %% how many are finished, so an overloaded link refuses without being asked. The issue number is the
 %% request's id. A cast is finished when it has been sent, a call when it has been answered.
 %%
@@ -25,9 +28,10 @@
 %% calls the process hibernates.
 -module(py_link).
 
--export([new_table/0, claim/1, release/1, start_link/3, close/2, lost/2, forget_link/1]).
+-export([new_table/0, claim/1, release/1, start_link/3, close/2, lost/2, serve/2,
+         forget_link/1]).
 -export([find/1, owner/1, call/3, cast/2, spawn_call/3, await/2, forget/1]).
--export([init/3, loop/1]).
+-export([init/3, loop/1, carry/3]).
 -export([system_continue/3, system_terminate/4, system_code_change/4, system_get_state/1,
          system_replace_state/2]).
 
@@ -72,9 +76,11 @@
     | {worker_died, term()}.
 -type result() :: {ok, term()} | {error, reason()}.
 
-%% Who waits for a call: [Alias | Caller] in a receive of ours, or by message with a deadline.
+%% Who waits for a call: [Alias | Caller] in a receive of ours, or by message with a deadline, or in a
+%% receive for a call that a carrier has taken to the node.
 -type waiter() :: nonempty_improper_list(reference(), pid())
-                | {reference(), pid(), integer() | infinity}.
+                | {reference(), pid(), integer() | infinity}
+                | {reference(), pid(), carrier, pid()}.
 %% A call whose caller is monitored, with the timer of its deadline.
 -type watched() :: {waiter(), reference(), reference() | none}.
 
@@ -85,6 +91,7 @@
     monitor :: reference(),
     settle :: non_neg_integer(),
     counters :: atomics:atomics_ref(),
+    max :: pos_integer(),
     timer = none :: reference() | none,
     middle = #{} :: #{id() => waiter()},      % calls that have seen one sweep
     old = #{} :: #{id() => watched()},        % calls that have seen two
@@ -163,7 +170,7 @@ call({_, Link, Counters, Max}, Request, Timeout) ->
             {error, overloaded};
         Id ->
             Ref = erlang:monitor(process, Link, [{alias, reply_demonitor}]),
-            Link ! {'$call', Ref, self(), setelement(2, Request, Id)},
+            Link ! {call_tag(Request), Ref, self(), setelement(2, Request, Id)},
             receive
                 {Ref, Result} -> Result;
                 {'DOWN', Ref, process, _, Reason} -> {error, {down, why(Reason)}}
@@ -176,6 +183,15 @@ call({_, Link, Counters, Max}, Request, Timeout) ->
                     {error, timeout}
                 end
             end
+    end.
+
+%% A large call goes a way of its own, past the small ones. Nobody can tell: the caller sends nothing
+%% else until it is answered.
+-spec call_tag(request()) -> '$call' | '$large_call'.
+call_tag(Request) ->
+    case erlang:external_size(Request) =< ?MAX_BATCH_BYTES of
+        true -> '$call';
+        false -> '$large_call'
     end.
 
 %% Sends a request that wants no reply.
@@ -269,6 +285,12 @@ lost(Link, Why) ->
     Link ! {'$lost', Why},
     ok.
 
+%% Adds a row that leads to the link.
+-spec serve(pid(), key()) -> ok.
+serve(Link, Key) ->
+    Link ! {'$serve', Key},
+    ok.
+
 -spec init(pid(), node(), options()) -> no_return().
 init(Parent, Node, #{keys := Keys, max_in_flight := Max, settle := Settle}) ->
     process_flag(trap_exit, true),
@@ -278,10 +300,16 @@ init(Parent, Node, #{keys := Keys, max_in_flight := Max, settle := Settle}) ->
                   target = {py, Node},
                   monitor = erlang:monitor(process, {py, Node}),
                   settle = Settle,
-                  counters = Counters},
-    true = ets:insert(?TABLE, [{Key, self(), Counters, Max} || Key <- Keys]),
+                  counters = Counters,
+                  max = Max},
+    ok = insert(Keys, State),
     proc_lib:init_ack(Parent, {ok, self()}),
     loop(State, #{}).
+
+-spec insert([key()], #link{}) -> ok.
+insert(Keys, #link{counters = Counters, max = Max}) ->
+    true = ets:insert(?TABLE, [{Key, self(), Counters, Max} || Key <- Keys]),
+    ok.
 
 %% --- The loop ---------------------------------------------------------------------------------
 
@@ -310,6 +338,10 @@ accept({'$spawn_call', Alias, Caller, Deadline, Item}, N, Items, Done, Young, St
     Refs = (State#link.refs)#{Alias => Id},
     Waiter = {Alias, Caller, Deadline},
     next(N + 1, [Item | Items], Done, Young#{Id => Waiter}, State#link{refs = Refs});
+accept({'$large_call', Alias, Caller, Item}, N, Items, Done, Young, State) ->
+    Carrier = spawn(?MODULE, carry, [self(), State#link.target, Item]),
+    Waiter = {Alias, Caller, carrier, Carrier},
+    next(N, Items, Done, Young#{element(2, Item) => Waiter}, start_sweeping(State));
 accept({'$cancel', Id}, N, Items, Done, Young, State) ->
     cancel(Id, N, Items, Done, Young, State);
 accept({'$forget', Ref}, N, Items, Done, Young, State) ->
@@ -352,12 +384,18 @@ answer([{Id, Result} | Replies], N, Items, Done, Young, State) ->
                     answer(Replies, N, Items, Done, Young, State)
             end
     end;
-answer([], N, Items, Done, Young, State) ->
+answer([_ | Replies], N, Items, Done, Young, State) ->
+    answer(Replies, N, Items, Done, Young, State);
+answer(_, N, Items, Done, Young, State) ->
     next(N, Items, Done, Young, State).
 
 -spec reply(waiter(), result(), #link{}) -> #link{}.
 reply([Alias | _], Result, State) ->
     Alias ! {Alias, Result},
+    State;
+reply({Alias, _, carrier, Carrier}, Result, State) ->
+    Alias ! {Alias, Result},
+    Carrier ! done,
     State;
 reply({Alias, _, _}, Result, State = #link{refs = Refs}) ->
     Alias ! {py_response, Alias, Result},
@@ -397,6 +435,9 @@ take(Id, Young, State) ->
     no_return().
 cancel(Id, N, Items, Done, Young, State) ->
     case take(Id, Young, State) of
+        {{_, _, carrier, Carrier}, Young1, State1} ->
+            Carrier ! cancel,
+            next(N, Items, Done + 1, Young1, State1);
         {Waiter, Young1, State1} ->
             next(N + 1, [{cancel, Id} | Items], Done + 1, Young1, drop_ref(Waiter, State1));
         error ->
@@ -463,6 +504,32 @@ send_split(Target, [Item | Items], Part, Size) ->
             send_split(Target, [Item | Items], [], 0)
     end.
 
+%% --- Carriers -----------------------------------------------------------------------------------
+
+%% Takes one large call to the node, which may take its time, while the link goes on. The node answers
+%% and cancels by the process that sent the request, so both pass through here.
+-spec carry(pid(), {py, node()}, item()) -> ok.
+carry(Link, Target, Item) ->
+    Monitor = erlang:monitor(process, Link),
+    send(Target, [Item]),
+    Id = element(2, Item),
+    erlang:garbage_collect(),
+    carried(Link, Target, Id, Monitor).
+
+-spec carried(pid(), {py, node()}, id(), reference()) -> ok.
+carried(Link, Target, Id, Monitor) ->
+    receive
+        {'$py_replies', [{Id, _}]} = Reply ->
+            Link ! Reply,
+            carried(Link, Target, Id, Monitor);
+        cancel ->
+            send(Target, [{cancel, Id}]);
+        done ->
+            ok;
+        {'DOWN', Monitor, process, _, _} ->
+            ok
+    end.
+
 %% --- Sweeps -----------------------------------------------------------------------------------
 
 -spec start_sweeping(#link{}) -> #link{}.
@@ -489,6 +556,7 @@ watch(Id, Waiter, Old) ->
 
 -spec caller(waiter()) -> pid().
 caller([_ | Caller]) -> Caller;
+caller({_, Caller, carrier, _}) -> Caller;
 caller({_, Caller, _}) -> Caller.
 
 -spec deadline_timer(id(), waiter()) -> reference() | none.
@@ -527,6 +595,9 @@ control({'$close', Why}, Young, State) ->
     finish(Why, 0, Young, State);
 control({'EXIT', Parent, Reason}, Young, State = #link{parent = Parent}) ->
     finish(why(Reason), 0, Young, State);
+control({'$serve', Key}, Young, State) ->
+    ok = insert([Key], State),
+    loop(State, Young);
 control({system, From, Request}, Young, State = #link{parent = Parent}) ->
     sys:handle_system_msg(Request, From, Parent, ?MODULE, [], {State, Young});
 control(Message, Young, State) ->
@@ -564,6 +635,9 @@ linger(Result, Linger) ->
         {'$call', Alias, Caller, _} ->
             tell([Alias | Caller], Result),
             linger(Result, Linger);
+        {'$large_call', Alias, Caller, _} ->
+            tell([Alias | Caller], Result),
+            linger(Result, Linger);
         {'$spawn_call', Alias, Caller, Deadline, _} ->
             tell({Alias, Caller, Deadline}, Result),
             linger(Result, Linger);
@@ -576,6 +650,9 @@ linger(Result, Linger) ->
 
 -spec tell(waiter(), result()) -> ok.
 tell([Alias | _], Result) ->
+    Alias ! {Alias, Result},
+    ok;
+tell({Alias, _, carrier, _}, Result) ->
     Alias ! {Alias, Result},
     ok;
 tell({Alias, _, _}, Result) ->

@@ -211,10 +211,13 @@ up(enter, _, Data = #data{options = Options, node = Node}) ->
      [{reply, From, {ok, Handle}} || From <- Data#data.dialling]};
 up({call, From}, info, #data{info = Info}) ->
     {keep_state_and_data, {reply, From, {ok, Info}}};
-up({call, From}, _, #data{node = Node}) ->
+up({call, From}, _, Data = #data{node = Node}) ->
     case py_link:find(Node) of
-        undefined -> {keep_state_and_data, {reply, From, {error, {down, noconnection}}}};
-        Handle -> {keep_state_and_data, {reply, From, {ok, Handle}}}
+        undefined ->
+            {keep_state_and_data, {reply, From, {error, {down, noconnection}}}};
+        Handle ->
+            ok = serve_default(Data),
+            {keep_state_and_data, {reply, From, {ok, Handle}}}
     end;
 up(info, {'$link_down', Link, Why}, Data = #data{link = Link}) ->
     gone(Why, Data#data{link = undefined});
@@ -301,6 +304,14 @@ link_options(#data{node = Node, options = Options}) ->
     #{keys => [Node | ['$default' || is_default(Node, Options)]],
       max_in_flight => maps:get(max_in_flight, Options, Default),
       settle => case Options of #{local := _} -> ?LOCAL_SETTLE_MS; #{} -> 0 end}.
+
+%% The node may have become the default one since its link was started.
+-spec serve_default(#data{}) -> ok.
+serve_default(#data{node = Node, options = Options, link = Link}) ->
+    case is_default(Node, Options) andalso py_link:find('$default') =:= undefined of
+        true -> py_link:serve(Link, '$default');
+        false -> ok
+    end.
 
 -spec is_default(node(), options()) -> boolean().
 is_default(Node, Options) ->

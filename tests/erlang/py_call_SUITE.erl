@@ -15,6 +15,7 @@
          an_await_that_times_out_cancels_and_silences_the_call/1,
          a_spawned_call_with_a_timeout_is_answered_when_it_passes/1,
          functions_without_a_target_use_the_default_node/1,
+         a_connected_node_can_become_the_default_node/1,
          a_target_that_is_no_node_is_an_error/1,
          wrong_types_of_arguments_raise_in_the_caller/1,
          registered_functions_can_be_looked_up_until_they_are_taken_back/1,
@@ -33,6 +34,7 @@ all() ->
      an_await_that_times_out_cancels_and_silences_the_call,
      a_spawned_call_with_a_timeout_is_answered_when_it_passes,
      functions_without_a_target_use_the_default_node,
+     a_connected_node_can_become_the_default_node,
      a_target_that_is_no_node_is_an_error,
      wrong_types_of_arguments_raise_in_the_caller,
      registered_functions_can_be_looked_up_until_they_are_taken_back,
@@ -189,6 +191,16 @@ functions_without_a_target_use_the_default_node(Config) ->
         [py:call(m, echo, [1]), py:call(m, echo, [2])]
     end),
     ?assertEqual([{ok, [1]}, {ok, [2]}], Result).
+
+a_connected_node_can_become_the_default_node(Config) ->
+    Node = target(Config),
+    {Result, {_, Link, _, _}, {_, Default, _, _}} = client(Config, fun() ->
+        ok = py_node:connect(Node),
+        ok = application:set_env(sidewinder, default_node, Node),
+        {py:call(m, echo, [1]), py_link:find(Node), py_link:find('$default')}
+    end),
+    ?assertEqual({ok, [1]}, Result),
+    ?assertEqual(Link, Default).
 
 a_target_that_is_no_node_is_an_error(Config) ->
     Targets = [nowhere, '@host', 'name@', undefined, "py@host", <<"py@host">>, 7,

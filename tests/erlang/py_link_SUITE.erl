@@ -9,6 +9,8 @@
          calls_that_wait_together_travel_in_one_message/1,
          a_message_holds_a_bounded_number_of_requests/1,
          large_requests_do_not_add_up_to_a_huge_message/1,
+         a_large_call_does_not_block_the_link/1,
+         a_large_call_is_cancelled_like_any_other/1,
          casts_of_one_process_arrive_in_order/1,
          casts_and_calls_of_one_process_keep_their_order/1,
          a_call_that_times_out_leaves_nothing_in_the_mailbox/1,
@@ -32,6 +34,8 @@ all() ->
      calls_that_wait_together_travel_in_one_message,
      a_message_holds_a_bounded_number_of_requests,
      large_requests_do_not_add_up_to_a_huge_message,
+     a_large_call_does_not_block_the_link,
+     a_large_call_is_cancelled_like_any_other,
      casts_of_one_process_arrive_in_order,
      casts_and_calls_of_one_process_keep_their_order,
      a_call_that_times_out_leaves_nothing_in_the_mailbox,
@@ -130,6 +134,42 @@ large_requests_do_not_add_up_to_a_huge_message(Config) ->
     ?assert(length(Sizes) < 20),
     ?assertEqual(lists:seq(1, 20),
                  [N || {cast, m, f, [N, _], []} <- fake(Config, fun fake_node:casts/0)]).
+
+%% The node's whole BEAM is stopped meanwhile, so that whoever sends the large call is suspended.
+a_large_call_does_not_block_the_link(Config) ->
+    Node = target(Config),
+    OsPid = fake(Config, fun os:getpid/0),
+    {Responsive, Result, Carriers} = client(Config, fun() ->
+        [] = os:cmd("kill -STOP " ++ OsPid),
+        Large = binary:copy(<<1>>, 50000000),
+        Caller = spawn_caller(fun() -> py:call(Node, m, echo, [Large]) =:= {ok, [Large]} end),
+        ok = cluster:eventually(fun() -> carriers() =/= [] end),
+        timer:sleep(200),
+        Responsive = (catch sys:get_state(link_of(Node), 1000)),
+        [] = os:cmd("kill -CONT " ++ OsPid),
+        Result = result_of(Caller),
+        ok = cluster:eventually(fun() -> carriers() =:= [] end),
+        {Responsive, Result, carriers()}
+    end),
+    ?assertMatch({_State, _Young}, Responsive),
+    ?assertEqual({true, []}, {Result, Carriers}).
+
+a_large_call_is_cancelled_like_any_other(Config) ->
+    Node = target(Config),
+    ok = client(Config, fun() ->
+        Large = binary:copy(<<1>>, 1000000),
+        {error, timeout} = py:call(Node, m, hang, [Large], #{timeout => 100}),
+        ok = cluster:eventually(fun() ->
+            length(erpc:call(Node, fake_node, cancelled, [])) =:= 1
+        end),
+        Caller = spawn(fun() -> py:call(Node, m, hang, [Large], #{timeout => infinity}) end),
+        ok = cluster:eventually(fun() -> in_flight(Node) =:= 1 end),
+        exit(Caller, kill),
+        ok = cluster:eventually(fun() ->
+            length(erpc:call(Node, fake_node, cancelled, [])) =:= 2
+        end),
+        cluster:eventually(fun() -> {carriers(), in_flight(Node)} =:= {[], 0} end)
+    end).
 
 casts_of_one_process_arrive_in_order(Config) ->
     Node = target(Config),
@@ -329,6 +369,10 @@ link_of(Node) ->
 in_flight(Node) ->
     {_, _, Counters, _} = py_link:find(Node),
     atomics:get(Counters, 1) - atomics:get(Counters, 2).
+
+carriers() ->
+    [Pid || Pid <- processes(),
+            process_info(Pid, initial_call) =:= {initial_call, {py_link, carry, 3}}].
 
 spawn_caller(Function) ->
     Self = self(),
