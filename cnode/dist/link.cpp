@@ -5,8 +5,15 @@ namespace dist {
 Link::Link(std::uint64_t id, PeerInfo peer, int descriptor)
     : queue_(descriptor, (peer.flags & kFragments) != 0), id_(id), peer_(std::move(peer)) {}
 
-void Link::send(Message message) {
-  switch (queue_.push(std::move(message))) {
+void Link::send(Message message) { after(queue_.push(std::move(message))); }
+
+void Link::send_all(std::vector<Message>& messages) {
+  after(queue_.push_all(messages));
+  messages.clear();
+}
+
+void Link::after(SendQueue::Pushed pushed) {
+  switch (pushed) {
     case SendQueue::Pushed::kDone:
     case SendQueue::Pushed::kClosed:
       return;

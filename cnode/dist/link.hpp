@@ -47,12 +47,16 @@ class Link : public std::enable_shared_from_this<Link> {
   bool has(std::uint64_t flag) const { return (peer_.flags & flag) != 0; }
 
   void send(Message message);      // any thread; dropped when the link is gone
+  void send_all(std::vector<Message>& messages);  // likewise; empties the vector
   void close(std::string reason);  // any thread; once
 
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   bool flushed() const { return queue_.idle(); }
   std::uint64_t bytes_sent() const { return queue_.bytes_sent(); }
   std::uint64_t bytes_received() const { return bytes_received_.load(std::memory_order_relaxed); }
+
+ private:
+  void after(SendQueue::Pushed pushed);
 
  protected:
   virtual void wake_writer() = 0;                        // any thread

@@ -24,29 +24,72 @@ SendQueue::Pushed SendQueue::wake() {
   return Pushed::kWake;
 }
 
-SendQueue::Pushed SendQueue::push(Message message) {
-  const std::lock_guard lock(mutex_);
-  if (!closed_ && queued_bytes_ > kMaxQueuedBytes) return Pushed::kOverBudget;
-  return push_locked(std::move(message));
+bool SendQueue::may_write() const {
+  return descriptor_ >= 0 && !writing_ && !wake_pending_ && small_.empty() && large_.empty();
 }
 
-SendQueue::Pushed SendQueue::push_locked(Message message) {
+SendQueue::Pushed SendQueue::push(Message message) {
+  const std::lock_guard lock(mutex_);
   if (closed_) return Pushed::kClosed;
+  if (queued_bytes_ > kMaxQueuedBytes) return Pushed::kOverBudget;
+  const bool direct = may_write();
+  enqueue(std::move(message));
+  if (direct) write_directly();
+  return small_.empty() && large_.empty() ? Pushed::kDone : wake();
+}
+
+SendQueue::Pushed SendQueue::push_all(std::vector<Message>& messages) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) return Pushed::kClosed;
+  if (queued_bytes_ > kMaxQueuedBytes) return Pushed::kOverBudget;
+  const bool direct = may_write();
+  for (auto& message : messages) enqueue(std::move(message));
+  messages.clear();
+  if (direct) write_directly();
+  return small_.empty() && large_.empty() ? Pushed::kDone : wake();
+}
+
+void SendQueue::enqueue(Message message) {
   if (message.lane != 0) {
     if (auto lane = lanes_.find(message.lane); lane != lanes_.end()) {
       queued_bytes_ += message.size();
       lane->second->followers.push_back(std::move(message));
-      return Pushed::kDone;
+      return;
     }
   }
-  if (fragments_ && message.size() > kFragmentSize) {
-    queued_bytes_ += message.size();
-    enqueue_large(std::move(message));
-    return wake();
+  queued_bytes_ += message.size();
+  if (fragments_ && message.size() > kFragmentSize) return enqueue_large(std::move(message));
+  enqueue_small(std::move(message));
+}
+
+// Hands the kernel what it takes at once. An error is left to the writer, who meets it again and closes the link.
+void SendQueue::write_directly() {
+  std::array<iovec, kBatchParts> parts{};
+  std::size_t count = 0;
+  for (auto held = small_.begin(); held != small_.end() && count < parts.size(); ++held) {
+    parts[count++] = {held->buffer.data() + held->begin, held->buffer.size() - held->begin};
   }
-  const bool may_write = descriptor_ >= 0 && !writing_ && !wake_pending_ && small_.empty() && large_.empty();
-  enqueue_small(std::move(message), may_write);
-  return small_.empty() ? Pushed::kDone : wake();
+  if (count == 0) return;
+  msghdr header{};
+  header.msg_iov = parts.data();
+  header.msg_iovlen = count;
+  const ssize_t sent = ::sendmsg(descriptor_, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent <= 0) return;
+  bytes_sent_ += static_cast<std::uint64_t>(sent);
+  auto left = static_cast<std::size_t>(sent);
+  while (left > 0) {
+    auto& held = small_.front();
+    const std::size_t size = held.buffer.size() - held.begin;
+    const std::size_t taken = std::min(size, left);
+    left -= taken;
+    queued_bytes_ -= std::min(queued_bytes_, taken);
+    if (taken < size) {
+      held.begin += taken;
+      return;
+    }
+    small_.pop_front();
+    ++small_taken_;
+  }
 }
 
 SendQueue::Pushed SendQueue::push_tick() {
@@ -93,21 +136,9 @@ std::size_t SendQueue::write_head(Message& message) {
   return begin;
 }
 
-void SendQueue::enqueue_small(Message message, bool may_write) {
-  std::size_t begin = write_head(message);
-  etf::Buffer& bytes = message.bytes;
-  if (may_write) {
-    const ssize_t sent =
-        ::send(descriptor_, bytes.data() + begin, bytes.size() - begin, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent > 0) {
-      begin += static_cast<std::size_t>(sent);
-      bytes_sent_ += static_cast<std::uint64_t>(sent);
-    }
-    if (begin == bytes.size()) return;
-    // An error is left to the writer, who meets it again and closes the link.
-  }
-  queued_bytes_ += bytes.size() - begin;
-  small_.push_back({std::move(bytes), begin});
+void SendQueue::enqueue_small(Message message) {
+  const std::size_t begin = write_head(message);
+  small_.push_back({std::move(message.bytes), begin});
   ++small_pushed_;
 }
 
@@ -148,7 +179,7 @@ void SendQueue::finish_large(const std::shared_ptr<Large>& large) {
   auto followers = std::move(large->followers);
   for (auto& follower : followers) {
     queued_bytes_ -= std::min(queued_bytes_, follower.size());
-    push_locked(std::move(follower));  // writing_ is set: they only queue up
+    enqueue(std::move(follower));
   }
 }
 

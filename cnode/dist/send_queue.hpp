@@ -41,7 +41,8 @@ class SendQueue {
   SendQueue(const SendQueue&) = delete;
   SendQueue& operator=(const SendQueue&) = delete;
 
-  Pushed push(Message message);  // any thread
+  Pushed push(Message message);                    // any thread
+  Pushed push_all(std::vector<Message>& messages);  // likewise, in one write if it can be; empties the vector
   Pushed push_tick();            // any thread; nothing when there is traffic anyway
 
   // The writer's side: what to write next. False when nothing waits; push says when to come again.
@@ -76,9 +77,11 @@ class SendQueue {
     std::deque<Message> followers;
   };
 
-  Pushed push_locked(Message message);
+  bool may_write() const;
+  void enqueue(Message message);
   void enqueue_large(Message message);
-  void enqueue_small(Message message, bool may_write);
+  void enqueue_small(Message message);
+  void write_directly();
   void take_fragment(Batch& batch, const std::shared_ptr<Large>& large);
   void finish_large(const std::shared_ptr<Large>& large);
   std::size_t write_head(Message& message);  // returns where the frame begins

@@ -1,0 +1,82 @@
+// Answers: brings what a call came to back to whoever asked.
+//
+//   Reply (encode here) ──▶ Outbox of the link            '$gen_call', '$py_batch'
+//                      └──▶ exit of the call's process    spawn, erpc
+#pragma once
+
+#include <asio/io_context.hpp>
+
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "cnode/bridge/call.hpp"
+#include "cnode/bridge/outbox.hpp"
+#include "cnode/dist/node.hpp"
+
+namespace bridge {
+
+class Answers {
+ public:
+  Answers(asio::io_context& reactor, dist::Node*& node) : reactor_(reactor), node_(node) {}
+  Answers(const Answers&) = delete;
+  Answers& operator=(const Answers&) = delete;
+
+  // Reactor thread.
+  void link_up(const dist::LinkPtr& link, etf::Bytes py_pid);
+  void link_down(std::uint64_t link);
+
+  // Any thread.
+  OutboxPtr outbox(std::uint64_t link) const;
+  void flush();
+  bool dirty() const { return dirty_count_.load(std::memory_order_relaxed) > 0; }
+  etf::Bytes py_pid() const { return {py_pid_.data(), py_pid_.size()}; }
+  void exit_process(dist::ProcessId process, etf::Buffer reason);
+  void post(std::function<void(dist::Node&)> work);  // to the reactor
+
+  // {error, Reason} or its like in the call's own form; Reason an atom. Any thread, no Python.
+  void refuse(const Call& call, std::string_view reason);
+
+ private:
+  friend class Reply;
+  void touched(const OutboxPtr& outbox);
+
+  asio::io_context& reactor_;
+  dist::Node*& node_;
+  std::vector<std::uint8_t> py_pid_;
+  mutable std::mutex mutex_;
+  std::unordered_map<std::uint64_t, OutboxPtr> outboxes_;
+  std::vector<OutboxPtr> dirty_;
+  std::atomic<std::size_t> dirty_count_{0};
+  std::mutex exits_mutex_;
+  std::vector<std::pair<dist::ProcessId, etf::Buffer>> exits_;
+};
+
+// One answer while it is written: the caller appends to out() what finish() then sends. What surrounds it (addresses,
+// tags, ids) is already there.
+class Reply {
+ public:
+  Reply(const Call& call, Answers& answers);
+
+  bool wanted() const { return wanted_; }
+  etf::Writer& out() { return writer_; }
+  // {ok, … / {Res, return, …; nothing for a spawned process, whose value is dropped. The value follows.
+  void begin_ok();
+  void begin_error();  // {error, … / {Res, error, …; the reason follows
+  void restart();      // forgets what was begun
+  // Sends. `ok` says which of the two was begun.
+  void finish(bool ok);
+
+ private:
+  const Call& call_;
+  Answers& answers_;
+  dist::Message message_;
+  etf::Writer writer_;
+  std::size_t mark_ = 0;
+  bool wanted_ = true;
+};
+
+}  // namespace bridge

@@ -1,0 +1,227 @@
+#include "cnode/bridge/async_loop.hpp"
+
+#include <stdexcept>
+
+#include "cnode/base/log.hpp"
+#include "cnode/py/error.hpp"
+#include "cnode/py/gil.hpp"
+
+namespace bridge {
+namespace {
+
+constexpr const char* kLoopCapsule = "sidewinder.loop";
+constexpr const char* kCallCapsule = "sidewinder.call";
+
+struct Pending {
+  AsyncLoop* loop;
+  CallPtr call;
+};
+
+void free_pending(PyObject* capsule) { delete static_cast<Pending*>(PyCapsule_GetPointer(capsule, kCallCapsule)); }
+
+}  // namespace
+
+PyMethodDef AsyncLoop::kReadable{"sidewinder_inbox", &AsyncLoop::on_readable, METH_NOARGS, nullptr};
+PyMethodDef AsyncLoop::kDone{"sidewinder_done", &AsyncLoop::on_done, METH_O, nullptr};
+PyMethodDef AsyncLoop::kFlush{"sidewinder_flush", &AsyncLoop::on_flush, METH_NOARGS, nullptr};
+
+void AsyncLoop::start() {
+  std::unique_lock lock(mutex_);
+  state_ = State::kStarting;
+  thread_ = std::thread([this] { run(); });
+  started_.wait(lock, [&] { return state_ != State::kStarting; });
+  if (state_ == State::kFailed) {
+    lock.unlock();
+    thread_.join();
+    throw std::runtime_error("the asyncio loop cannot start: " + failure_);
+  }
+}
+
+void AsyncLoop::stop() {
+  if (!thread_.joinable()) return;
+  push({Item::What::kStop, nullptr, nullptr, {}});
+  thread_.join();
+}
+
+void AsyncLoop::push(Item item) {
+  bool first = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ != State::kRunning && item.what != Item::What::kStop) {
+      if (item.coroutine != nullptr) Py_DECREF(item.coroutine);
+      return;
+    }
+    first = inbox_.empty();
+    inbox_.push_back(std::move(item));
+  }
+  if (first) wakeup_.knock();
+}
+
+void AsyncLoop::start_task(const CallPtr& call, py::Ref coroutine) {
+  if (std::this_thread::get_id() == thread_.get_id()) return begin(call, std::move(coroutine));
+  push({Item::What::kStart, call, coroutine.release(), {}});
+}
+
+void AsyncLoop::cancel(const CallPtr& call) { push({Item::What::kCancel, call, nullptr, {}}); }
+
+void AsyncLoop::look_for_async() { push({Item::What::kLook, nullptr, nullptr, {}}); }
+
+void AsyncLoop::post(std::function<void()> work) { push({Item::What::kWork, nullptr, nullptr, std::move(work)}); }
+
+void AsyncLoop::run() {
+  const py::GilGuard gil;
+  const auto report = [&](State state, std::string why) {
+    const std::lock_guard lock(mutex_);
+    state_ = state;
+    failure_ = std::move(why);
+    started_.notify_all();
+  };
+  try {
+    py::Ref asyncio = py::import("asyncio");
+    py::Ref loop = py::check(PyObject_CallMethod(asyncio.get(), "new_event_loop", nullptr));
+    loop_ = loop.get();
+    py::check(PyObject_CallMethod(asyncio.get(), "set_event_loop", "O", loop_));
+    create_task_ = py::attribute(loop_, "create_task");
+    call_soon_ = py::attribute(loop_, "call_soon");
+    capsule_ = py::check(PyCapsule_New(this, kLoopCapsule, nullptr));
+    flush_callback_ = py::check(PyCFunction_New(&kFlush, capsule_.get()));
+    py::Ref readable = py::check(PyCFunction_New(&kReadable, capsule_.get()));
+    py::check(PyObject_CallMethod(loop_, "add_reader", "iO", wakeup_.descriptor(), readable.get()));
+    report(State::kRunning, {});
+    py::Ref ended = py::Ref::steal(PyObject_CallMethod(loop_, "run_forever", nullptr));
+    if (!ended) spdlog::error("the asyncio loop ended: {}", py::Error::fetch().describe().message);
+    // Whatever still runs is told to stop, and gets one chance to do so.
+    py::Ref tasks = py::check(PyObject_CallMethod(asyncio.get(), "all_tasks", "O", loop_));
+    py::Ref list = py::check(PySequence_List(tasks.get()));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.get()); ++i) {
+      py::Ref ignored = py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
+      if (!ignored) PyErr_Clear();
+    }
+    py::check(PyObject_CallMethod(loop_, "stop", nullptr));
+    py::check(PyObject_CallMethod(loop_, "run_forever", nullptr));
+    py::check(PyObject_CallMethod(loop_, "remove_reader", "i", wakeup_.descriptor()));
+    py::check(PyObject_CallMethod(loop_, "close", nullptr));
+  } catch (const py::Error& error) {
+    const auto told = error.describe();
+    bool starting = false;
+    {
+      const std::lock_guard lock(mutex_);
+      starting = state_ == State::kStarting;
+    }
+    if (starting) report(State::kFailed, told.type + ": " + told.message);
+    else spdlog::warn("the asyncio loop ended with {}: {}", told.type, told.message);
+  }
+  create_task_.reset();
+  call_soon_.reset();
+  flush_callback_.reset();
+  capsule_.reset();
+  loop_ = nullptr;
+  const std::lock_guard lock(mutex_);
+  if (state_ == State::kRunning) state_ = State::kStopped;
+}
+
+PyObject* AsyncLoop::on_readable(PyObject* self, PyObject*) {
+  static_cast<AsyncLoop*>(PyCapsule_GetPointer(self, kLoopCapsule))->drain();
+  Py_RETURN_NONE;
+}
+
+PyObject* AsyncLoop::on_flush(PyObject* self, PyObject*) {
+  auto* loop = static_cast<AsyncLoop*>(PyCapsule_GetPointer(self, kLoopCapsule));
+  loop->flush_scheduled_ = false;
+  const py::GilRelease released;
+  loop->hooks_.flush();
+  Py_RETURN_NONE;
+}
+
+PyObject* AsyncLoop::on_done(PyObject* self, PyObject* task) {
+  auto* pending = static_cast<Pending*>(PyCapsule_GetPointer(self, kCallCapsule));
+  pending->loop->task_done(*pending->call, task);
+  Py_RETURN_NONE;
+}
+
+void AsyncLoop::drain() {
+  wakeup_.clear();
+  std::vector<Item> taken;
+  {
+    const std::lock_guard lock(mutex_);
+    taken.swap(inbox_);
+  }
+  for (auto& item : taken) {
+    switch (item.what) {
+      case Item::What::kStart:
+        begin(item.call, py::Ref::steal(item.coroutine));
+        break;
+      case Item::What::kCancel:
+        if (item.call->task != nullptr) {
+          py::Ref ignored =
+              py::Ref::steal(PyObject_CallMethod(static_cast<PyObject*>(item.call->task), "cancel", nullptr));
+          if (!ignored) PyErr_Clear();
+        }
+        break;
+      case Item::What::kLook:
+        hooks_.look_for_async();
+        flush_soon();
+        break;
+      case Item::What::kWork:
+        item.work();
+        break;
+      case Item::What::kStop: {
+        py::Ref ignored = py::Ref::steal(PyObject_CallMethod(loop_, "stop", nullptr));
+        if (!ignored) PyErr_Clear();
+        break;
+      }
+    }
+  }
+}
+
+void AsyncLoop::begin(const CallPtr& call, py::Ref coroutine) {
+  try {
+    if (call->cancelled.load(std::memory_order_relaxed)) {
+      py::check(PyObject_CallMethod(coroutine.get(), "close", nullptr));
+      PyErr_SetNone(PyObject_GetAttrString(py::import("asyncio").get(), "CancelledError"));
+      py::throw_fetched();
+    }
+    py::Ref task = py::check(PyObject_CallOneArg(create_task_.get(), coroutine.get()));
+    auto* pending = new Pending{this, call};
+    PyObject* raw = PyCapsule_New(pending, kCallCapsule, &free_pending);
+    if (raw == nullptr) {
+      delete pending;
+      py::throw_fetched();
+    }
+    py::Ref capsule = py::Ref::steal(raw);
+    py::Ref done = py::check(PyCFunction_New(&kDone, capsule.get()));
+    py::check(PyObject_CallMethod(task.get(), "add_done_callback", "O", done.get()));
+    call->task = task.release();
+    ++tasks_;
+  } catch (const py::Error& error) {
+    hooks_.finish(*call, nullptr, error.exception());
+    flush_soon();
+  }
+}
+
+void AsyncLoop::task_done(Call& call, PyObject* task) {
+  py::Ref own = py::Ref::steal(static_cast<PyObject*>(call.task));
+  call.task = nullptr;
+  --tasks_;
+  py::Ref value = py::Ref::steal(PyObject_CallMethod(task, "result", nullptr));
+  if (value) {
+    hooks_.finish(call, value.get(), nullptr);
+  } else {
+    const py::Error error = py::Error::fetch();
+    hooks_.finish(call, nullptr, error.exception());
+  }
+  flush_soon();
+}
+
+// Answers of one turn of the loop leave together, at the beginning of the next.
+void AsyncLoop::flush_soon() {
+  if (flush_scheduled_ || !call_soon_) return;
+  py::Ref ignored = py::Ref::steal(PyObject_CallOneArg(call_soon_.get(), flush_callback_.get()));
+  if (!ignored) {
+    PyErr_Clear();
+    return;
+  }
+  flush_scheduled_ = true;
+}
+
+}  // namespace bridge

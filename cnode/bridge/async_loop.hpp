@@ -1,0 +1,83 @@
+// AsyncLoop: the thread with the asyncio loop, where coroutines of all calls run.
+//
+//   workers (coroutines), reactor (cancellations) ── inbox + Wakeup ──▶ loop.add_reader ──▶ tasks ──▶ Invoker::finish
+//
+// Never held up by workers: when all of them are busy it takes the calls of coroutine functions out of their queue
+// itself.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cnode/bridge/call.hpp"
+#include "cnode/mailbox/wakeup.hpp"
+#include "cnode/py/ref.hpp"
+
+namespace bridge {
+
+class AsyncLoop {
+ public:
+  struct Hooks {
+    std::function<void(const Call&, PyObject* value, PyObject* exception)> finish;  // under the GIL
+    std::function<void()> look_for_async;                                          // under the GIL
+    std::function<void()> flush;                                                   // without the GIL
+  };
+
+  explicit AsyncLoop(Hooks hooks) : hooks_(std::move(hooks)) {}
+  ~AsyncLoop() { stop(); }
+  AsyncLoop(const AsyncLoop&) = delete;
+  AsyncLoop& operator=(const AsyncLoop&) = delete;
+
+  void start();  // without the GIL; returns when the loop runs. Throws std::runtime_error when it cannot.
+  void stop();   // without the GIL; cancels what still runs
+
+  void start_task(const CallPtr& call, py::Ref coroutine);  // under the GIL
+  void cancel(const CallPtr& call);                         // any thread
+  void look_for_async();                                    // any thread
+  void post(std::function<void()> work);                    // any thread: runs it there, under the GIL
+
+  std::size_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
+  PyObject* loop() const { return loop_; }  // borrowed; under the GIL
+
+ private:
+  struct Item {
+    enum class What { kStart, kCancel, kLook, kWork, kStop };
+    What what = What::kLook;
+    CallPtr call;
+    PyObject* coroutine = nullptr;  // owned; made and taken under the GIL
+    std::function<void()> work;
+  };
+
+  void run();
+  void push(Item item);
+  void drain();
+  void begin(const CallPtr& call, py::Ref coroutine);
+  void task_done(Call& call, PyObject* task);
+  void flush_soon();
+
+  static PyObject* on_readable(PyObject* self, PyObject*);
+  static PyObject* on_done(PyObject* self, PyObject* task);
+  static PyObject* on_flush(PyObject* self, PyObject*);
+  static PyMethodDef kReadable, kDone, kFlush;
+
+  const Hooks hooks_;
+  mailbox::Wakeup wakeup_;
+  std::thread thread_;
+  std::mutex mutex_;
+  std::condition_variable started_;
+  enum class State { kIdle, kStarting, kRunning, kFailed, kStopped } state_ = State::kIdle;
+  std::string failure_;
+  std::vector<Item> inbox_;
+  std::atomic<std::size_t> tasks_{0};
+
+  // Loop thread, under the GIL.
+  PyObject* loop_ = nullptr;
+  py::Ref create_task_, call_soon_, flush_callback_, capsule_;
+  bool flush_scheduled_ = false;
+};
+
+}  // namespace bridge

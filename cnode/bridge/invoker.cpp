@@ -1,0 +1,455 @@
+#include "cnode/bridge/invoker.hpp"
+
+#include <array>
+#include <vector>
+
+#include "cnode/base/log.hpp"
+#include "cnode/bridge/worker_pool.hpp"
+
+namespace bridge {
+
+using base::ErrorCode;
+using base::Result;
+
+namespace {
+
+constexpr std::size_t kMaxNames = 20'000;
+constexpr std::size_t kInlineArguments = 8;
+
+std::string_view as_text(etf::Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+
+// An atom's or a binary's text; module and function names come as either.
+Result<std::string_view> name_text(etf::Reader& in) {
+  auto tag = in.peek();
+  if (!tag) return tag.error();
+  if (*tag == etf::kBinary) {
+    auto bytes = in.binary();
+    if (!bytes) return bytes.error();
+    return as_text(*bytes);
+  }
+  auto atom = in.atom();
+  if (!atom) return atom.error();
+  if (atom->latin1 && !etf::is_utf8(atom->text)) return base::Error{ErrorCode::kUnsupported, 0, "a Latin-1 name"};
+  return atom->text;
+}
+
+bool is_coroutine(PyObject* value) {
+  if (PyCoro_CheckExact(value)) return true;
+  // Coroutines of compiled modules have a type of their own, with send() where a Future has none.
+  const auto* async = Py_TYPE(value)->tp_as_async;
+  if (async == nullptr || async->am_await == nullptr) return false;
+  return PyObject_HasAttrString(value, "send") != 0 && PyObject_HasAttrString(value, "cr_frame") != 0;
+}
+
+}  // namespace
+
+struct Invoker::Request {
+  enum class Verb { kCall, kEval, kExec };
+  Verb verb = Verb::kCall;
+  std::string_view module;
+  std::string_view function;
+  etf::Bytes arguments;  // everything from the arguments' tag on, unchecked
+  etf::Bytes keywords;   // likewise; empty when there are none
+  std::string_view code;
+  etf::Bytes locals;
+  etf::PidView caller;
+  term::BinaryPolicy binary = term::BinaryPolicy::kAuto;
+};
+
+Invoker::Invoker(term::Codec& codec, Answers& answers, Options options, Hooks hooks)
+    : codec_(codec), answers_(answers), options_(std::move(options)), hooks_(std::move(hooks)) {
+  cancelled_ = py::attribute(py::import("erlang.exceptions").get(), "Cancelled");
+  async_cancelled_ = py::attribute(py::import("asyncio").get(), "CancelledError");
+}
+
+Invoker::~Invoker() = default;
+
+// --- requests ----------------------------------------------------------------------------------------------------
+
+Result<Invoker::Request> Invoker::parse(const Call& call) const {
+  const auto wrong = [](std::string what) { return base::Error{ErrorCode::kWrongType, 0, std::move(what)}; };
+  Request request;
+  request.binary = options_.binary;
+  request.caller = call.from;
+  if (call.kind == Call::Kind::kSpawn || call.kind == Call::Kind::kErpc || call.kind == Call::Kind::kErpcCast) {
+    request.module = call.module;
+    request.function = call.function;
+    request.arguments = call.request;
+    return request;
+  }
+
+  etf::Reader in(call.request);
+  auto arity = in.tuple();
+  if (!arity) return wrong("not a tuple");
+  auto verb = in.atom();
+  if (!verb) return wrong("no verb");
+  std::uint32_t left = *arity - 1;
+  const bool cast = *verb == "cast";
+  if (call.kind == Call::Kind::kBatchItem && !cast) {
+    auto id = in.unsigned_integer();
+    if (!id) return wrong("no id");
+    --left;
+  }
+  if (*verb == "call" || cast) {
+    if (left < 3 || left > 5) return wrong("arity");
+    auto module = name_text(in);
+    if (!module) return wrong("module");
+    auto function = name_text(in);
+    if (!function) return wrong("function");
+    request.module = *module;
+    request.function = *function;
+    if (left == 3) {
+      request.arguments = in.rest();
+      return request;
+    }
+    auto arguments = in.term();
+    if (!arguments) return arguments.error();
+    request.arguments = *arguments;
+    request.keywords = in.rest();
+    if (left == 5) {
+      auto keywords = in.term();
+      if (!keywords) return keywords.error();
+      request.keywords = *keywords;
+      auto pairs = in.map();
+      if (!pairs) return wrong("options");
+      for (std::uint32_t i = 0; i < *pairs; ++i) {
+        auto key = in.atom();
+        if (!key) return wrong("options");
+        if (*key == "binary") {
+          auto value = in.atom();
+          if (!value) return wrong("options");
+          if (*value == "auto") request.binary = term::BinaryPolicy::kAuto;
+          else if (*value == "str") request.binary = term::BinaryPolicy::kStr;
+          else if (*value == "bytes") request.binary = term::BinaryPolicy::kBytes;
+          else return wrong("options: binary");
+        } else if (auto value = in.term(); !value) {
+          return value.error();
+        }
+      }
+    }
+    return request;
+  }
+  const bool eval = *verb == "eval";
+  if (!eval && !(*verb == "exec")) return wrong("verb");
+  request.verb = eval ? Request::Verb::kEval : Request::Verb::kExec;
+  if (call.kind == Call::Kind::kBatchItem) {
+    auto caller = in.pid();
+    if (!caller) return wrong("caller");
+    request.caller = *caller;
+    --left;
+  }
+  if (left < 1 || left > (eval ? 2u : 1u)) return wrong("arity");
+  auto code = name_text(in);
+  if (!code) return wrong("code");
+  request.code = *code;
+  if (left == 2) request.locals = in.rest();
+  return request;
+}
+
+bool Invoker::allowed(const Call& call, const Request& request) {
+  const bool code = request.verb != Request::Verb::kCall;
+  std::string_view module = request.module;
+  std::string_view function = request.function;
+  if (code) {
+    module = "builtins";
+    function = request.verb == Request::Verb::kEval ? "eval" : "exec";
+  }
+  if ((!code || options_.eval) && options_.allow.allows(module, function)) return true;
+  refuse(call, [&](etf::Writer& out) {
+    out.tuple(2).atom("not_allowed").tuple(2).binary(module).binary(function);
+  });
+  return false;
+}
+
+void Invoker::run(const CallPtr& call) noexcept {
+  try {
+    if (call->kind == Call::Kind::kFreeNamespace) return free_namespace(call->caller);
+    if (call->cancelled.load(std::memory_order_relaxed)) {
+      return answers_.refuse(*call, "cancelled");
+    }
+    auto request = parse(*call);
+    if (!request) {
+      if (request.error().code != ErrorCode::kWrongType) return report_bad_term(*call, request.error());
+      etf::Reader in(call->request);
+      auto whole = in.term();
+      if (!whole) return report_bad_term(*call, whole.error());
+      if (call->kind == Call::Kind::kCast) {
+        spdlog::warn("{}: a cast that is none of ours was dropped", call->link->peer().name);
+      }
+      return refuse(*call, [&](etf::Writer& out) { out.tuple(2).atom("bad_request").raw(*whole); });
+    }
+    if (!allowed(*call, *request)) return;
+    run_parsed(call, *request);
+  } catch (const py::Error& error) {
+    WorkerPool::leave_user_code();
+    report(*call, error);
+  } catch (const std::exception& error) {
+    WorkerPool::leave_user_code();
+    spdlog::error("a call failed inside the node: {}", error.what());
+    answers_.refuse(*call, "system_limit");
+  }
+}
+
+void Invoker::run_parsed(const CallPtr& call, const Request& request) {
+  if (request.verb == Request::Verb::kCall) return call_function(call, request);
+  run_code(call, request);
+}
+
+void Invoker::call_function(const CallPtr& call, const Request& request) {
+  // Arguments lie behind one free slot, which lets a bound method put its self there without copying.
+  std::vector<py::Ref> arguments;
+  term::DecodeOptions decode{request.binary};
+  etf::Reader in(request.arguments);
+  auto tag = in.peek();
+  if (tag && *tag == etf::kString) {
+    auto list = codec_.decode(in, decode);
+    if (!list) return report_bad_term(*call, list.error());
+    const Py_ssize_t count = PyList_GET_SIZE(list->get());
+    for (Py_ssize_t i = 0; i < count; ++i) arguments.push_back(py::Ref::borrow(PyList_GET_ITEM(list->get(), i)));
+  } else {
+    auto count = in.list();
+    if (!count) return report_bad_term(*call, count.error());
+    arguments.reserve(std::min<std::size_t>(*count, 1024));
+    for (std::uint32_t i = 0; i < *count; ++i) {
+      auto value = codec_.decode(in, decode);
+      if (!value) return report_bad_term(*call, value.error());
+      arguments.push_back(std::move(*value));
+    }
+    if (*count > 0) {
+      auto tail = in.nil();
+      if (!tail) return report_bad_term(*call, {ErrorCode::kUnsupported, in.offset(), "the arguments are no proper list"});
+    }
+  }
+  py::Ref keywords;
+  if (!request.keywords.empty()) {
+    etf::Reader map(request.keywords);
+    auto kw_tag = map.peek();
+    if (*kw_tag != etf::kNil) {
+      auto value = codec_.decode(map, decode);
+      if (!value) return report_bad_term(*call, value.error());
+      if (!PyDict_Check(value->get())) {
+        return report_bad_term(*call, {ErrorCode::kUnsupported, 0, "the keyword arguments are no map"});
+      }
+      // Keys may have come as atoms; Python wants plain strings.
+      keywords = py::check(PyDict_New());
+      PyObject* key = nullptr;
+      PyObject* item = nullptr;
+      Py_ssize_t position = 0;
+      while (PyDict_Next(value->get(), &position, &key, &item) != 0) {
+        if (!PyUnicode_Check(key)) py::raise(PyExc_TypeError, "keyword arguments must have names");
+        py::Ref plain = py::check(PyUnicode_FromObject(key));
+        py::check_status(PyDict_SetItem(keywords.get(), plain.get(), item));
+      }
+    }
+  }
+
+  py::Ref callable = resolve(request.module, request.function);
+  std::array<PyObject*, kInlineArguments + 1> few{};
+  std::vector<PyObject*> many;
+  PyObject** slots = few.data();
+  if (arguments.size() > kInlineArguments) {
+    many.resize(arguments.size() + 1);
+    slots = many.data();
+  }
+  for (std::size_t i = 0; i < arguments.size(); ++i) slots[i + 1] = arguments[i].get();
+  py::Ref value = py::check(PyObject_VectorcallDict(callable.get(), slots + 1,
+                                                    arguments.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, keywords.get()));
+  deliver(call, std::move(value));
+}
+
+// What a call's own code returned: its answer, or a coroutine that will have it.
+void Invoker::deliver(const CallPtr& call, py::Ref value) {
+  WorkerPool::leave_user_code();
+  if (is_coroutine(value.get())) return hooks_.start_task(call, std::move(value));
+  answer(*call, value.get());
+}
+
+// --- eval and exec -----------------------------------------------------------------------------------------------
+
+void Invoker::run_code(const CallPtr& call, const Request& request) {
+  const std::string caller(as_text(request.caller.raw));
+  auto [found, fresh] = namespaces_.try_emplace(caller);
+  Namespace& space = found->second;
+  if (space.busy) {
+    space.waiting.push_back(call);
+    return;
+  }
+  if (fresh) {
+    space.globals = py::check(PyDict_New());
+    py::Ref builtins = py::import("builtins");
+    py::check_status(PyDict_SetItemString(space.globals.get(), "__builtins__", builtins.get()));
+    py::Ref name = py::check(PyUnicode_FromString("__main__"));
+    py::check_status(PyDict_SetItemString(space.globals.get(), "__name__", name.get()));
+    hooks_.watch(caller);
+  }
+  space.busy = true;
+  // Looked up again afterwards: the code may run for long, and the caller may end meanwhile.
+  const auto leave = [&] {
+    auto again = namespaces_.find(caller);
+    if (again == namespaces_.end()) return;
+    again->second.busy = false;
+    if (again->second.waiting.empty()) return;
+    CallPtr next = std::move(again->second.waiting.front());
+    again->second.waiting.pop_front();
+    hooks_.run_again(std::move(next));
+  };
+  try {
+    py::Ref value = evaluate(space, request);
+    deliver(call, std::move(value));
+  } catch (...) {
+    leave();
+    throw;
+  }
+  leave();
+}
+
+py::Ref Invoker::evaluate(Namespace& space, const Request& request) {
+  py::Ref globals = py::Ref::borrow(space.globals.get());
+  if (!request.locals.empty()) {
+    etf::Reader in(request.locals);
+    auto locals = codec_.decode(in, {request.binary});
+    if (!locals) py::raise(PyExc_ValueError, "locals: " + locals.error().message());
+    if (!PyDict_Check(locals->get())) py::raise(PyExc_TypeError, "locals must be a map");
+    if (PyDict_GET_SIZE(locals->get()) > 0) {
+      // A copy, so that the names given with one request are gone after it; as globals, so that comprehensions and
+      // lambdas see them.
+      globals = py::check(PyDict_Copy(space.globals.get()));
+      PyObject* key = nullptr;
+      PyObject* item = nullptr;
+      Py_ssize_t position = 0;
+      while (PyDict_Next(locals->get(), &position, &key, &item) != 0) {
+        if (!PyUnicode_Check(key)) py::raise(PyExc_TypeError, "locals must have names");
+        py::Ref plain = py::check(PyUnicode_FromObject(key));
+        py::check_status(PyDict_SetItem(globals.get(), plain.get(), item));
+      }
+    }
+  }
+  const std::string source(request.code);
+  if (source.find('\0') != std::string::npos) py::raise(PyExc_ValueError, "source code contains null bytes");
+  const int mode = request.verb == Request::Verb::kEval ? Py_eval_input : Py_file_input;
+  const std::size_t start = mode == Py_eval_input ? source.find_first_not_of(" \t") : 0;
+  py::Ref code = py::check(Py_CompileString(source.c_str() + (start == std::string::npos ? 0 : start), "<erlang>", mode));
+  return py::check(PyEval_EvalCode(code.get(), globals.get(), globals.get()));
+}
+
+void Invoker::free_namespace(const std::string& caller) {
+  auto found = namespaces_.find(caller);
+  if (found == namespaces_.end()) return;
+  auto gone = namespaces_.extract(found);  // destroyed last: its objects may run code of their own
+  for (auto& call : gone.mapped().waiting) call->done = true;
+}
+
+// --- names -------------------------------------------------------------------------------------------------------
+
+PyObject* Invoker::interned(std::string_view text) {
+  const std::string key(text);
+  if (auto found = names_.find(key); found != names_.end()) return found->second.get();
+  PyObject* name = PyUnicode_FromStringAndSize(text.data(), static_cast<Py_ssize_t>(text.size()));
+  if (name == nullptr) py::throw_fetched();
+  // Peers choose these names, so the cache has an end.
+  if (names_.size() >= kMaxNames) names_.clear();
+  return names_.emplace(key, py::Ref::steal(name)).first->second.get();
+}
+
+py::Ref Invoker::module(std::string_view name) {
+  const std::string key(name);
+  PyObject* text = interned(name);
+  if (auto known = modules_.find(key); known != modules_.end()) {
+    py::Ref present = py::Ref::steal(PyImport_GetModule(text));
+    if (!present && PyErr_Occurred() != nullptr) py::throw_fetched();
+    if (present.get() == known->second.get()) return present;
+  }
+  py::Ref hold = py::Ref::borrow(text);
+  py::Ref module = py::check(PyImport_Import(hold.get()));
+  if (modules_.size() >= kMaxNames) modules_.clear();
+  modules_[key] = py::Ref::borrow(module.get());
+  return module;
+}
+
+py::Ref Invoker::resolve(std::string_view module_name, std::string_view function) {
+  if (module_name.empty() || function.empty()) py::raise(PyExc_ValueError, "empty module or function name");
+  py::Ref object = module(module_name);
+  for (;;) {
+    const std::size_t dot = function.find('.');
+    py::Ref name = py::Ref::borrow(interned(function.substr(0, dot)));
+    object = py::check(PyObject_GetAttr(object.get(), name.get()));
+    if (dot == std::string_view::npos) return object;
+    function.remove_prefix(dot + 1);
+  }
+}
+
+bool Invoker::is_async(const CallPtr& call) noexcept {
+  try {
+    if (call->cancelled.load(std::memory_order_relaxed)) return true;  // answered without a worker
+    auto request = parse(*call);
+    if (!request || request->verb != Request::Verb::kCall) return false;
+    if (!options_.allow.allows(request->module, request->function)) return true;
+    if (!modules_.contains(std::string(request->module))) return false;  // importing may take long
+    py::Ref function = resolve(request->module, request->function);
+    PyObject* plain = PyMethod_Check(function.get()) ? PyMethod_GET_FUNCTION(function.get()) : function.get();
+    if (!PyFunction_Check(plain)) return false;
+    const auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(plain));
+    return (code->co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE)) != 0;
+  } catch (const py::Error&) {
+    return false;
+  }
+}
+
+// --- answers -----------------------------------------------------------------------------------------------------
+
+void Invoker::answer(const Call& call, PyObject* value) {
+  Reply reply(call, answers_);
+  if (!reply.wanted()) return;
+  reply.begin_ok();
+  if (call.kind != Call::Kind::kSpawn) {
+    codec_.encode(value, reply.out());
+    if (reply.out().buffer().size() > etf::kMaxMessage) py::raise(PyExc_ValueError, "the result is over the message limit");
+  }
+  reply.finish(true);
+}
+
+void Invoker::finish(const Call& call, PyObject* value, PyObject* exception) noexcept {
+  try {
+    if (exception != nullptr) return report(call, py::Error(py::Ref::borrow(exception)));
+    answer(call, value);
+  } catch (const py::Error& error) {
+    report(call, error);
+  } catch (const std::exception& error) {
+    spdlog::error("an answer failed inside the node: {}", error.what());
+    answers_.refuse(call, "system_limit");
+  }
+}
+
+void Invoker::report(const Call& call, const py::Error& error) {
+  if (error.matches(cancelled_.get()) || error.matches(async_cancelled_.get())) return answers_.refuse(call, "cancelled");
+  const py::Description told = error.describe();
+  if (call.kind == Call::Kind::kCast || call.kind == Call::Kind::kErpcCast || call.kind == Call::Kind::kSpawn) {
+    spdlog::error("a cast or process raised {}: {}\n{}", told.type, told.message, told.traceback);
+  }
+  refuse(call, [&](etf::Writer& out) {
+    out.tuple(4).atom("python").binary(told.type).binary(told.message).binary(told.traceback);
+  });
+}
+
+void Invoker::report_bad_term(const Call& call, const base::Error& error) {
+  const bool untrusted = error.code == ErrorCode::kTruncated || error.code == ErrorCode::kUnknownTag ||
+                         error.code == ErrorCode::kMalformed;
+  refuse(call, [&](etf::Writer& out) { out.tuple(2).atom("bad_term").binary(error.message()); });
+  if (untrusted && call.link) {
+    spdlog::warn("{}: a message that cannot be understood ({}); closing the link", call.link->peer().name,
+                 error.message());
+    answers_.flush();
+    call.link->close("a message that cannot be understood");
+  }
+}
+
+void Invoker::refuse(const Call& call, const std::function<void(etf::Writer&)>& reason) {
+  WorkerPool::leave_user_code();
+  Reply reply(call, answers_);
+  if (!reply.wanted()) return;
+  reply.begin_error();
+  reason(reply.out());
+  reply.finish(false);
+}
+
+}  // namespace bridge

@@ -1,0 +1,90 @@
+// Invoker: runs calls in Python. Everything here happens under the GIL.
+//
+//   bytes ── parse ──▶ module, function, arguments ── vectorcall ──▶ value ── encode ──▶ Reply
+//                                                              └──▶ coroutine ──▶ AsyncLoop ──▶ Reply
+//
+// Exceptions become {python, Type, Message, Traceback} in one place, report().
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+
+#include "cnode/bridge/allow_list.hpp"
+#include "cnode/bridge/answers.hpp"
+#include "cnode/bridge/call.hpp"
+#include "cnode/py/error.hpp"
+#include "cnode/py/ref.hpp"
+#include "cnode/term/codec.hpp"
+
+namespace bridge {
+
+class Invoker {
+ public:
+  struct Options {
+    AllowList allow;
+    bool eval = true;
+    term::BinaryPolicy binary = term::BinaryPolicy::kAuto;
+  };
+  struct Hooks {
+    // Takes over a coroutine; the loop thread answers the call when it ends.
+    std::function<void(const CallPtr&, py::Ref coroutine)> start_task;
+    // Puts a call back in front of the queue.
+    std::function<void(CallPtr)> run_again;
+    // A caller's namespace was made: watch the caller. `pid` is encoded.
+    std::function<void(std::string pid)> watch;
+  };
+
+  Invoker(term::Codec& codec, Answers& answers, Options options, Hooks hooks);
+  ~Invoker();
+  Invoker(const Invoker&) = delete;
+  Invoker& operator=(const Invoker&) = delete;
+
+  void run(const CallPtr& call) noexcept;
+  // Whether the call's function is a coroutine function of a module already imported.
+  bool is_async(const CallPtr& call) noexcept;
+  // Loop thread: what a task came to; exactly one of the two is set.
+  void finish(const Call& call, PyObject* value, PyObject* exception) noexcept;
+
+  PyObject* interruption() const { return cancelled_.get(); }
+  std::size_t namespaces() const { return namespaces_.size(); }
+
+ private:
+  struct Request;
+  struct Namespace {
+    py::Ref globals;
+    bool busy = false;
+    std::deque<CallPtr> waiting;  // eval and exec of one caller run one after the other
+  };
+
+  base::Result<Request> parse(const Call& call) const;
+  void run_parsed(const CallPtr& call, const Request& request);
+  void call_function(const CallPtr& call, const Request& request);
+  void run_code(const CallPtr& call, const Request& request);
+  void free_namespace(const std::string& caller);
+  py::Ref evaluate(Namespace& space, const Request& request);
+  py::Ref resolve(std::string_view module, std::string_view function);
+  py::Ref module(std::string_view name);
+  PyObject* interned(std::string_view text);
+  void deliver(const CallPtr& call, py::Ref value);
+  void answer(const Call& call, PyObject* value);
+  void report(const Call& call, const py::Error& error);
+  void report_bad_term(const Call& call, const base::Error& error);
+  void refuse(const Call& call, const std::function<void(etf::Writer&)>& reason);
+  bool allowed(const Call& call, const Request& request);
+
+  term::Codec& codec_;
+  Answers& answers_;
+  const Options options_;
+  const Hooks hooks_;
+  py::Ref cancelled_;       // erlang.Cancelled
+  py::Ref async_cancelled_;  // asyncio.CancelledError
+  std::unordered_map<std::string, py::Ref> names_;    // interned attribute and module names
+  std::unordered_map<std::string, py::Ref> modules_;  // fully imported ones
+  std::unordered_map<std::string, Namespace> namespaces_;
+};
+
+}  // namespace bridge

@@ -1,0 +1,419 @@
+#include "cnode/bridge/router.hpp"
+
+#include "cnode/base/log.hpp"
+#include "cnode/bridge/processes.hpp"
+
+namespace bridge {
+namespace {
+
+constexpr std::string_view kServer = "py";
+
+Payload copy_of(etf::Bytes bytes) { return std::make_shared<const etf::Buffer>(Processes::copy(bytes)); }
+
+// The reference in a reply tag: [alias | Ref] or Ref.
+std::optional<etf::RefView> reference_in(etf::Bytes tag) {
+  etf::Reader in(tag);
+  if (auto ref = in.reference()) return *ref;
+  auto count = in.list();
+  if (!count || *count != 1) return std::nullopt;
+  if (auto word = in.atom(); !word) return std::nullopt;
+  if (auto ref = in.reference()) return *ref;
+  return std::nullopt;
+}
+
+struct GenCall {
+  etf::PidView from;
+  etf::Bytes tag;
+  etf::Bytes request;  // not checked
+};
+
+// {Label, {Pid, Tag}, Request}
+std::optional<GenCall> parse_gen_call(etf::Bytes message) {
+  etf::Reader in(message);
+  auto arity = in.tuple();
+  if (!arity || *arity != 3) return std::nullopt;
+  auto label = in.atom();
+  if (!label || !(*label == "$gen_call")) return std::nullopt;
+  auto from = in.tuple();
+  if (!from || *from != 2) return std::nullopt;
+  auto pid = in.pid();
+  if (!pid) return std::nullopt;
+  auto tag = in.term();
+  if (!tag) return std::nullopt;
+  return GenCall{*pid, *tag, in.rest()};
+}
+
+dist::RefKey batch_key(std::uint64_t link, const etf::PidView& from, std::uint64_t id) {
+  return {link, from.creation,
+          {from.id, from.serial, static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32), 0x70795F62}};
+}
+
+}  // namespace
+
+Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, AllowList allow, Hooks hooks)
+    : pool_(pool), answers_(answers), processes_(processes), allow_(std::move(allow)), hooks_(std::move(hooks)) {}
+
+void Router::attach(dist::Node& node) {
+  node_ = &node;
+  py_ = node.create_process(std::string(kServer), true).id;
+}
+
+void Router::on_link_up(const dist::LinkPtr& link) {
+  answers_.link_up(link, dist::view(node_->processes().find(py_)->pid));
+}
+
+void Router::on_link_down(dist::Link& link) {
+  std::vector<CallPtr> lost;
+  std::erase_if(in_flight_, [&](const auto& entry) {
+    if (entry.first.link != link.id()) return false;
+    lost.push_back(entry.second);
+    return true;
+  });
+  for (const auto& call : lost) cancel(call);
+  answers_.link_down(link.id());
+}
+
+// --- messages ----------------------------------------------------------------------------------------------------
+
+void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, etf::Bytes message) {
+  if (to.id != py_) {
+    if (processes_.deliver(to.id, message)) return;
+    spdlog::warn("{}: the mailbox of process {} is full; dropped a message", link.peer().name,
+                 to.name.empty() ? std::to_string(to.id) : to.name);
+    auto call = parse_gen_call(message);
+    if (!call) return;
+    Call refused;
+    refused.link = link.shared_from_this();
+    refused.from = call->from;
+    refused.tag = call->tag;
+    return answers_.refuse(refused, "overloaded");
+  }
+  etf::Reader in(message);
+  auto arity = in.tuple();
+  auto label = in.atom();
+  if (arity && label) {
+    if (*label == "$py_batch" && *arity == 2 && from != nullptr) return on_batch(link, *from, message);
+    if (*label == "$gen_call" && *arity == 3) return on_request(link, message);
+    if (*label == "$gen_cast" && *arity == 2) return on_cast(link, message);
+  }
+  spdlog::debug("{}: ignored a message to py that is neither call nor cast", link.peer().name);
+}
+
+void Router::on_request(dist::Link& link, etf::Bytes message) {
+  Payload payload = copy_of(message);
+  auto parsed = parse_gen_call(payload->bytes());
+  if (!parsed) {
+    spdlog::warn("{}: a call whose sender cannot be made out was dropped", link.peer().name);
+    return;
+  }
+  auto call = std::make_shared<Call>();
+  call->kind = Call::Kind::kRequest;
+  call->link = link.shared_from_this();
+  call->payload = std::move(payload);
+  call->from = parsed->from;
+  call->tag = parsed->tag;
+  call->request = parsed->request;
+  if (auto ref = reference_in(call->tag)) call->key = dist::RefKey::of(link.id(), *ref);
+  etf::Reader in(call->request);
+  auto arity = in.tuple();
+  auto verb = in.atom();
+  if (arity && *arity == 2 && verb && *verb == "hello") return answer_hello(*call);
+  remember(call);
+  submit(std::move(call));
+}
+
+void Router::answer_hello(const Call& call) {
+  Reply reply(call, answers_);
+  reply.begin_ok();
+  reply.out().raw(hello_.bytes());
+  reply.finish(true);
+  answers_.flush();
+}
+
+void Router::on_cast(dist::Link& link, etf::Bytes message) {
+  auto call = std::make_shared<Call>();
+  call->kind = Call::Kind::kCast;
+  call->link = link.shared_from_this();
+  call->payload = copy_of(message);
+  etf::Reader in(call->payload->bytes());
+  if (auto arity = in.tuple(); !arity) return;
+  if (auto label = in.atom(); !label) return;
+  call->request = in.rest();
+  submit(std::move(call));
+}
+
+void Router::on_batch(dist::Link& link, const etf::PidView& sender, etf::Bytes message) {
+  // The sender's pid stands in the control tuple: kept beside the items.
+  auto copy = std::make_shared<etf::Buffer>(message.size() + sender.raw.size());
+  copy->append(message);
+  copy->append(sender.raw);
+  Payload payload = copy;
+  const etf::Bytes bytes = payload->bytes();
+  etf::Reader pid_in(bytes.subspan(message.size()));
+  const etf::PidView from = *pid_in.pid();
+
+  const auto broken = [&](const base::Error& error) {
+    spdlog::warn("{}: a batch that cannot be understood ({}); closing the link", link.peer().name, error.message());
+    link.close("a batch that cannot be understood");
+  };
+  etf::Reader in(bytes.first(message.size()));
+  if (auto arity = in.tuple(); !arity) return broken(arity.error());
+  if (auto label = in.atom(); !label) return broken(label.error());
+  auto count = in.list();
+  if (!count) return broken(count.error());
+  const dist::LinkPtr self = link.shared_from_this();
+  std::vector<CallPtr> calls;
+  for (std::uint32_t i = 0; i < *count; ++i) {
+    auto item = in.term();
+    if (!item) {
+      broken(item.error());
+      break;
+    }
+    etf::Reader head(*item);
+    auto arity = head.tuple();
+    auto verb = head.atom();
+    if (!arity || !verb) continue;
+    auto call = std::make_shared<Call>();
+    call->link = self;
+    call->payload = payload;
+    call->request = *item;
+    call->from = from;
+    if (*verb == "cast") {
+      call->kind = Call::Kind::kCast;
+    } else {
+      auto id = head.unsigned_integer();
+      if (!id) continue;
+      const dist::RefKey key = batch_key(link.id(), from, *id);
+      if (*verb == "cancel") {
+        // It may stand in this very batch.
+        if (!calls.empty()) {
+          std::vector<CallPtr> before;
+          before.swap(calls);
+          for (auto& one : before) submit(std::move(one));
+        }
+        if (auto found = in_flight_.find(key); found != in_flight_.end()) {
+          const CallPtr victim = found->second;
+          in_flight_.erase(found);
+          cancel(victim);
+        }
+        continue;
+      }
+      call->kind = Call::Kind::kBatchItem;
+      call->id = *id;
+      call->key = key;
+      remember(call);
+    }
+    calls.push_back(std::move(call));
+  }
+  if (draining_) {
+    for (const auto& call : calls) answers_.refuse(*call, "draining");
+    return answers_.flush();
+  }
+  const std::size_t taken = pool_.push_all(calls);
+  if (taken == calls.size()) return;
+  for (std::size_t i = taken; i < calls.size(); ++i) answers_.refuse(*calls[i], "overloaded");
+  answers_.flush();
+}
+
+void Router::submit(CallPtr call) {
+  if (draining_ && call->kind != Call::Kind::kFreeNamespace) {
+    answers_.refuse(*call, "draining");
+    return answers_.flush();
+  }
+  if (pool_.push(call)) return;
+  if (call->kind == Call::Kind::kCast) spdlog::warn("{}: overloaded; dropped a cast", call->link->peer().name);
+  answers_.refuse(*call, "overloaded");
+  answers_.flush();
+}
+
+void Router::on_too_large(dist::Link& link, dist::Process& to, etf::Bytes beginning) {
+  spdlog::warn("{}: a message over the limit of {} bytes was dropped", link.peer().name, etf::kMaxMessage);
+  (void)to;
+  auto call = parse_gen_call(beginning);
+  if (!call) return;
+  Call refused;
+  refused.link = link.shared_from_this();
+  refused.from = call->from;
+  refused.tag = call->tag;
+  answers_.refuse(refused, "too_large");
+  answers_.flush();
+}
+
+void Router::on_alias_message(dist::Link& link, const etf::RefView&, etf::Bytes) {
+  spdlog::debug("{}: a message to an alias nobody holds", link.peer().name);
+}
+
+// --- in flight ---------------------------------------------------------------------------------------------------
+
+void Router::remember(const CallPtr& call) {
+  if (call->key.link == 0) return;
+  in_flight_[call->key] = call;
+  if (in_flight_.size() >= sweep_at_) sweep();
+}
+
+// Answered calls are not taken out one by one: a worker cannot touch the map. They go when it has doubled.
+void Router::sweep() {
+  std::erase_if(in_flight_, [](const auto& entry) { return entry.second->done.load(std::memory_order_acquire); });
+  sweep_at_ = std::max<std::size_t>(4096, 2 * in_flight_.size());
+}
+
+std::size_t Router::in_flight() {
+  sweep();
+  return in_flight_.size();
+}
+
+void Router::cancel(const CallPtr& call) {
+  if (call->done.load(std::memory_order_acquire)) return;
+  call->cancelled.store(true, std::memory_order_relaxed);
+  pool_.cancel(call);
+  hooks_.cancel_task(call);
+}
+
+void Router::on_demonitor(const dist::RefKey& ref, dist::Process*) {
+  auto found = in_flight_.find(ref);
+  if (found == in_flight_.end()) return;
+  const CallPtr call = found->second;
+  in_flight_.erase(found);
+  // A process that was merely watched lives on; an erpc request or a call that nobody awaits does not.
+  if (call->kind != Call::Kind::kSpawn) cancel(call);
+}
+
+// --- processes ---------------------------------------------------------------------------------------------------
+
+std::optional<std::string_view> Router::refuse_spawn(dist::Link& link, const dist::SpawnRequest& request) {
+  if (draining_) return "draining";
+  if (pool_.full()) return "system_limit";
+  if (request.module == "erpc") {
+    const bool call = request.function == "execute_call" && request.arity == 4;
+    const bool cast = request.function == "execute_cast" && request.arity == 3;
+    if (!call && !cast) return "notsup";
+    return std::nullopt;
+  }
+  if (!allow_.allows(request.module, request.function)) {
+    spdlog::warn("{}: may not spawn {}.{}", link.peer().name, request.module, request.function);
+    return "not_allowed";
+  }
+  return std::nullopt;
+}
+
+void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
+  auto call = std::make_shared<Call>();
+  call->link = link.shared_from_this();
+  call->process = request.process;
+  auto copy = std::make_shared<etf::Buffer>(request.arguments.size() + request.from.raw.size() +
+                                            request.module.size() + request.function.size());
+  copy->append(request.arguments);
+  const auto text = [&](std::string_view value) {
+    copy->append(etf::Bytes{reinterpret_cast<const std::uint8_t*>(value.data()), value.size()});
+  };
+  text(request.module);
+  text(request.function);
+  copy->append(request.from.raw);
+  call->payload = copy;
+  const etf::Bytes bytes = copy->bytes();
+  const std::size_t args_size = request.arguments.size();
+  const std::string_view names(reinterpret_cast<const char*>(bytes.data()) + args_size,
+                               request.module.size() + request.function.size());
+  etf::Reader from_in(bytes.subspan(args_size + names.size()));
+  call->from = *from_in.pid();
+  call->key = dist::RefKey::of(link.id(), request.request);
+
+  const auto fail = [&] { answers_.exit_process(request.process, dist::encode_atom("badarg")); };
+  if (request.module == "erpc") {
+    etf::Reader in(bytes.first(args_size));
+    const bool is_call = request.arity == 4;
+    call->kind = is_call ? Call::Kind::kErpc : Call::Kind::kErpcCast;
+    auto count = in.list();
+    if (!count || *count != request.arity) return fail();
+    if (is_call) {
+      auto tag = in.term();
+      if (!tag) return fail();
+      call->result_tag = *tag;
+    }
+    auto module = in.atom();
+    if (!module) return fail();
+    auto function = in.atom();
+    if (!function) return fail();
+    auto arguments = in.term();
+    if (!arguments) return fail();
+    call->module = module->text;
+    call->function = function->text;
+    call->request = *arguments;
+  } else {
+    call->kind = Call::Kind::kSpawn;
+    call->module = names.substr(0, request.module.size());
+    call->function = names.substr(request.module.size());
+    call->request = bytes.first(args_size);
+  }
+  remember(call);
+  by_process_[request.process] = call;
+  if (by_process_.size() >= processes_sweep_at_) {
+    std::erase_if(by_process_, [&](const auto& entry) { return node_->processes().find(entry.first) == nullptr; });
+    processes_sweep_at_ = std::max<std::size_t>(4096, 2 * by_process_.size());
+  }
+  if (call->kind == Call::Kind::kErpcCast) {
+    // Nobody hears of its end, so its process may end at once.
+    answers_.exit_process(request.process, dist::encode_atom("normal"));
+  }
+  if (!pool_.push(call)) {
+    answers_.refuse(*call, call->kind == Call::Kind::kSpawn ? "system_limit" : "overloaded");
+  }
+}
+
+void Router::on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason, dist::ExitKind kind) {
+  if (process.system) return;  // the node's own cannot be killed from outside
+  etf::Reader in(reason);
+  auto word = in.atom();
+  const bool normal = word && *word == "normal";
+  const bool kill = word && *word == "kill" && kind == dist::ExitKind::kSignal;
+  auto python = processes_.find(process.id);
+  if (python && !kill && python->trap_exit) {
+    etf::Buffer message(64 + from.size() + reason.size());
+    etf::Writer(message).tuple(3).atom("EXIT").raw(from).raw(reason);
+    processes_.deliver(python, std::move(message));
+    return;
+  }
+  if (normal) return;
+  const etf::Buffer killed = dist::encode_atom("killed");
+  const etf::Bytes why = kill ? killed.bytes() : reason;
+  if (python) processes_.end(python, why);
+  if (auto found = by_process_.find(process.id); found != by_process_.end()) {
+    const CallPtr call = found->second;
+    by_process_.erase(found);
+    cancel(call);
+  }
+  node_->exit_process(process.id, why);
+}
+
+void Router::on_down(dist::Process& owner, const dist::RefKey&, const dist::Monitor& monitor, etf::Bytes reason) {
+  if (owner.id == py_) {
+    // A caller with a namespace ended.
+    auto call = std::make_shared<Call>();
+    call->kind = Call::Kind::kFreeNamespace;
+    call->caller = monitor.target;
+    return pool_.push_internal(std::move(call));
+  }
+  auto python = processes_.find(owner.id);
+  if (!python) return;
+  etf::Buffer message(96 + monitor.target.size() + reason.size());
+  etf::Writer out(message);
+  out.tuple(5).atom("DOWN").raw(dist::view(monitor.ref)).atom("process");
+  etf::Reader in(dist::view(monitor.target));
+  if (auto name = in.atom()) {
+    out.tuple(2).raw(dist::view(monitor.target)).atom(monitor.node);
+  } else {
+    out.raw(dist::view(monitor.target));
+  }
+  out.raw(reason);
+  processes_.deliver(python, std::move(message));
+}
+
+void Router::watch_caller(const std::string& pid) {
+  dist::Process* py = node_->processes().find(py_);
+  etf::Reader in(dist::view(pid));
+  auto caller = in.pid();
+  if (py == nullptr || !caller) return;
+  node_->monitor(*py, caller->node.utf8(), dist::view(pid), node_->make_ref());
+}
+
+}  // namespace bridge

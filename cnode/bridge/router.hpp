@@ -1,0 +1,79 @@
+// Router: what an incoming signal means. The node's delegate; everything runs on the reactor and nothing needs Python.
+//
+//   message to py ──▶ Call ──▶ WorkerPool          ping, monitors, links: answered by the node already
+//   spawn request ──▶ Call ──▶ WorkerPool
+//   message to a Python process ──▶ its mailbox
+//   demonitor, {cancel, Id}, lost link ──▶ cancel what nobody waits for any more
+#pragma once
+
+#include <functional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cnode/bridge/allow_list.hpp"
+#include "cnode/bridge/answers.hpp"
+#include "cnode/bridge/call.hpp"
+#include "cnode/bridge/worker_pool.hpp"
+#include "cnode/dist/node.hpp"
+
+namespace bridge {
+
+class Processes;
+
+class Router final : public dist::NodeDelegate {
+ public:
+  struct Hooks {
+    std::function<void(const CallPtr&)> cancel_task;  // tells the loop thread
+  };
+
+  Router(WorkerPool& pool, Answers& answers, Processes& processes, AllowList allow, Hooks hooks);
+
+  // After the node exists: makes the process `py`.
+  void attach(dist::Node& node);
+  // The answer to {hello, _}, an encoded map.
+  void set_hello(etf::Buffer map) { hello_ = std::move(map); }
+  void drain() { draining_ = true; }
+  std::size_t in_flight();
+  // Watches the process with this encoded pid; its namespace is freed when it ends.
+  void watch_caller(const std::string& pid);
+
+  // dist::NodeDelegate
+  void on_link_up(const dist::LinkPtr& link) override;
+  void on_link_down(dist::Link& link) override;
+  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, etf::Bytes message) override;
+  void on_too_large(dist::Link& link, dist::Process& to, etf::Bytes beginning) override;
+  void on_alias_message(dist::Link& link, const etf::RefView& alias, etf::Bytes message) override;
+  std::optional<std::string_view> refuse_spawn(dist::Link& link, const dist::SpawnRequest& request) override;
+  void on_spawn(dist::Link& link, const dist::SpawnRequest& request) override;
+  void on_demonitor(const dist::RefKey& ref, dist::Process* watched) override;
+  void on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason, dist::ExitKind kind) override;
+  void on_down(dist::Process& owner, const dist::RefKey& ref, const dist::Monitor& monitor, etf::Bytes reason) override;
+
+ private:
+  void on_request(dist::Link& link, etf::Bytes message);
+  void on_cast(dist::Link& link, etf::Bytes message);
+  void on_batch(dist::Link& link, const etf::PidView& from, etf::Bytes message);
+  void submit(CallPtr call);
+  void remember(const CallPtr& call);
+  void cancel(const CallPtr& call);
+  void sweep();
+  void answer_hello(const Call& call);
+
+  WorkerPool& pool_;
+  Answers& answers_;
+  Processes& processes_;
+  const AllowList allow_;
+  const Hooks hooks_;
+  dist::Node* node_ = nullptr;
+  dist::ProcessId py_ = 0;
+  etf::Buffer hello_;
+  bool draining_ = false;
+  // Calls somebody may still take back, by the reference or the id the asker knows them by.
+  std::unordered_map<dist::RefKey, CallPtr, dist::KeyHash> in_flight_;
+  std::size_t sweep_at_ = 4096;
+  std::unordered_map<dist::ProcessId, CallPtr> by_process_;
+  std::size_t processes_sweep_at_ = 4096;
+};
+
+}  // namespace bridge

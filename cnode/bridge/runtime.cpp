@@ -1,0 +1,164 @@
+#include "cnode/bridge/runtime.hpp"
+
+#include <unistd.h>
+
+#include "cnode/base/log.hpp"
+#include "cnode/py/gil.hpp"
+
+namespace bridge {
+namespace {
+
+Runtime* g_runtime = nullptr;  // set and cleared under the GIL
+
+constexpr std::size_t kMessagesAtOnce = 1000;
+
+}  // namespace
+
+Runtime* Runtime::current() { return g_runtime; }
+
+Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
+    : reactor_(reactor),
+      config_(std::move(config)),
+      native_(py::import("erlang._native")),
+      codec_(term::codec_of(native_.get())),
+      drain_timer_(reactor) {
+  const std::string version = Py_GetVersion();
+  python_version_ = version.substr(0, version.find(' '));
+  answers_ = std::make_unique<Answers>(reactor_, node_pointer_);
+
+  Invoker::Hooks invoker_hooks;
+  invoker_hooks.start_task = [this](const CallPtr& call, py::Ref coroutine) {
+    loop_->start_task(call, std::move(coroutine));
+  };
+  invoker_hooks.run_again = [this](CallPtr call) { pool_->push_internal(std::move(call)); };
+  invoker_hooks.watch = [this](std::string pid) {
+    answers_->post([this, pid = std::move(pid)](dist::Node&) { router_->watch_caller(pid); });
+  };
+  invoker_ = std::make_unique<Invoker>(codec_, *answers_, config_.invoker, std::move(invoker_hooks));
+
+  AsyncLoop::Hooks loop_hooks;
+  loop_hooks.finish = [this](const Call& call, PyObject* value, PyObject* exception) {
+    invoker_->finish(call, value, exception);
+  };
+  loop_hooks.look_for_async = [this] {
+    while (CallPtr call = pool_->take_for_loop([this](const CallPtr& one) { return invoker_->is_async(one); })) {
+      invoker_->run(call);
+    }
+  };
+  loop_hooks.flush = [this] { answers_->flush(); };
+  loop_ = std::make_unique<AsyncLoop>(std::move(loop_hooks));
+
+  WorkerPool::Hooks pool_hooks;
+  pool_hooks.run = [this](const CallPtr& call) { invoker_->run(call); };
+  pool_hooks.flush = [this] { answers_->flush(); };
+  pool_hooks.has_unflushed = [this] { return answers_->dirty(); };
+  pool_hooks.look_for_async = [this] { loop_->look_for_async(); };
+  pool_hooks.interruption = [this] { return invoker_->interruption(); };
+  pool_ = std::make_unique<WorkerPool>(reactor_, config_.pool, std::move(pool_hooks));
+
+  Processes::Hooks process_hooks;
+  process_hooks.wake = [this](PyProcessPtr process) {
+    loop_->post([this, process = std::move(process)] { hand_over(process); });
+  };
+  process_hooks.ended = [this](PyProcessPtr process, etf::Buffer reason) {
+    // std::function wants what it holds to be copyable.
+    auto why = std::make_shared<etf::Buffer>(std::move(reason));
+    loop_->post([this, process = std::move(process), why] {
+      processes_->remove(process->id);
+      if (std::exchange(process->ended, true)) return;
+      etf::Reader in(why->bytes());
+      auto term = codec_.decode(in);
+      py::Ref told = term ? std::move(*term) : py::Ref::borrow(Py_None);
+      py::Ref ignored = py::Ref::steal(PyObject_CallOneArg(process->stop, told.get()));
+      if (!ignored) spdlog::error("a process could not be stopped: {}", py::Error::fetch().describe().message);
+      Py_CLEAR(process->deliver);
+      Py_CLEAR(process->stop);
+    });
+  };
+  processes_ = std::make_unique<Processes>(std::move(process_hooks));
+
+  router_ = std::make_unique<Router>(*pool_, *answers_, *processes_, config_.invoker.allow,
+                                     Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
+  node_ = std::make_unique<dist::Node>(reactor_, config_.node, *router_);
+  node_pointer_ = node_.get();
+  router_->attach(*node_);
+  router_->set_hello(hello());
+  g_runtime = this;
+}
+
+Runtime::~Runtime() {
+  if (g_runtime == this) g_runtime = nullptr;
+}
+
+etf::Buffer Runtime::hello() const {
+  etf::Buffer map;
+  etf::Writer out(map);
+  out.map(5);
+  out.atom("version").integer(1);
+  out.atom("node_version").binary(config_.version);
+  out.atom("python").binary(python_version_);
+  out.atom("workers").unsigned_integer(config_.pool.workers);
+  out.atom("os_pid").integer(getpid());
+  return map;
+}
+
+void Runtime::start(std::function<void(std::string)> fatal) {
+  loop_->start();
+  pool_->start();
+  node_->start(std::move(fatal));
+}
+
+// A process's messages, decoded in one go and handed to its callable.
+void Runtime::hand_over(const PyProcessPtr& process) {
+  if (process->ended || process->deliver == nullptr) return;
+  try {
+    py::Ref messages = py::check(PyList_New(0));
+    std::size_t count = 0;
+    for (; count < kMessagesAtOnce; ++count) {
+      auto bytes = process->mailbox.take();
+      if (!bytes) break;
+      etf::Reader in(bytes->bytes());
+      auto message = codec_.decode(in);
+      if (!message) {
+        spdlog::warn("a message to a process cannot be decoded ({}); dropped", message.error().message());
+        continue;
+      }
+      py::check_status(PyList_Append(messages.get(), message->get()));
+    }
+    py::Ref deliver = py::Ref::borrow(process->deliver);
+    py::check(PyObject_CallOneArg(deliver.get(), messages.get()));
+    if (count == kMessagesAtOnce) loop_->post([this, process] { hand_over(process); });
+  } catch (const py::Error& error) {
+    const auto told = error.describe();
+    spdlog::error("a process cannot take its messages: {}: {}", told.type, told.message);
+  }
+}
+
+void Runtime::drain(std::chrono::milliseconds limit, std::function<void()> done) {
+  drained_ = std::move(done);
+  router_->drain();
+  node_->stop_accepting();
+  wait_for_idle(std::chrono::steady_clock::now() + limit);
+}
+
+void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
+  const std::size_t left = router_->in_flight() + pool_->waiting() + pool_->busy();
+  const bool idle = left == 0 && !answers_->dirty() && node_->links_flushed();
+  if (!idle && std::chrono::steady_clock::now() < until) {
+    drain_timer_.expires_after(std::chrono::milliseconds(10));
+    drain_timer_.async_wait([this, until](asio::error_code error) {
+      if (!error) wait_for_idle(until);
+    });
+    return;
+  }
+  if (!idle) spdlog::warn("stopping with {} calls unfinished", left);
+  node_->close_links("the node stops");
+  asio::post(reactor_, [this] { drained_(); });
+}
+
+void Runtime::stop() {
+  pool_->stop();
+  loop_->stop();
+}
+
+}  // namespace bridge

@@ -1,0 +1,78 @@
+// Runtime: one running node, its parts in the order they are built. Torn down in reverse.
+#pragma once
+
+#include <asio/io_context.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cnode/bridge/answers.hpp"
+#include "cnode/bridge/async_loop.hpp"
+#include "cnode/bridge/invoker.hpp"
+#include "cnode/bridge/processes.hpp"
+#include "cnode/bridge/router.hpp"
+#include "cnode/bridge/worker_pool.hpp"
+#include "cnode/dist/node.hpp"
+
+namespace bridge {
+
+struct RuntimeConfig {
+  dist::NodeConfig node;
+  WorkerPool::Options pool;
+  Invoker::Options invoker;
+  std::string version;
+};
+
+class Runtime {
+ public:
+  // Under the GIL, with the erlang package importable. Throws py::Error.
+  Runtime(asio::io_context& reactor, RuntimeConfig config);
+  ~Runtime();
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  // Without the GIL, before the reactor runs. Throws std::runtime_error naming the setting at fault.
+  void start(std::function<void(std::string)> fatal);
+  // Reactor: refuses new work, waits until what was accepted is answered or the time is up, closes the links, then
+  // calls `done`.
+  void drain(std::chrono::milliseconds limit, std::function<void()> done);
+  // Without the GIL, after the reactor has stopped.
+  void stop();
+
+  dist::Node& node() { return *node_; }
+  term::Codec& codec() { return codec_; }
+  Answers& answers() { return *answers_; }
+  Processes& processes() { return *processes_; }
+  AsyncLoop& loop() { return *loop_; }
+  WorkerPool& pool() { return *pool_; }
+  asio::io_context& reactor() { return reactor_; }
+
+  // The one of this program, for the functions Python calls; nullptr outside a node.
+  static Runtime* current();
+
+ private:
+  void wait_for_idle(std::chrono::steady_clock::time_point until);
+  void hand_over(const PyProcessPtr& process);
+  etf::Buffer hello() const;
+
+  asio::io_context& reactor_;
+  RuntimeConfig config_;
+  py::Ref native_;
+  term::Codec& codec_;
+  dist::Node* node_pointer_ = nullptr;
+  std::unique_ptr<Answers> answers_;
+  std::unique_ptr<Invoker> invoker_;
+  std::unique_ptr<AsyncLoop> loop_;
+  std::unique_ptr<WorkerPool> pool_;
+  std::unique_ptr<Processes> processes_;
+  std::unique_ptr<Router> router_;
+  std::unique_ptr<dist::Node> node_;
+  asio::steady_timer drain_timer_;
+  std::function<void()> drained_;
+  std::string python_version_;
+};
+
+}  // namespace bridge

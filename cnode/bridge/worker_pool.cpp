@@ -1,0 +1,345 @@
+#include "cnode/bridge/worker_pool.hpp"
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+
+#include "cnode/base/log.hpp"
+#include "cnode/py/gil.hpp"
+
+namespace bridge {
+namespace {
+
+constexpr std::chrono::microseconds kSentinelPeriod{500};
+constexpr std::chrono::microseconds kStuck{200};     // since the last call was taken: the busy ones are in slow calls
+constexpr std::chrono::microseconds kGilHold{1'000};  // then others get their turn
+
+// The pool and worker of this thread, so that leave_user_code() needs no arguments from deep inside a call.
+thread_local std::function<void()>* t_leave = nullptr;
+thread_local bool t_left = false;
+
+}  // namespace
+
+WorkerPool::WorkerPool(asio::io_context& reactor, Options options, Hooks hooks)
+    : reactor_(reactor),
+      options_(options),
+      hooks_(std::move(hooks)),
+      sentinel_(reactor),
+      wedged_(reactor) {}
+
+WorkerPool::~WorkerPool() { stop(); }
+
+void WorkerPool::start() {
+  const std::lock_guard lock(mutex_);
+  for (std::size_t i = 0; i < options_.workers; ++i) add_worker();
+  interrupter_ = std::thread([this] { interrupter(); });
+}
+
+void WorkerPool::add_worker() {
+  Worker& worker = workers_.emplace_back();
+  worker.number = workers_.size();
+  ++active_;
+  worker.thread = std::thread([this, &worker] { run(worker); });
+}
+
+void WorkerPool::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return;
+    stopping_ = true;
+    interrupt_wake_.notify_all();
+    for (auto& worker : workers_) {
+      worker.awake = true;
+      worker.wake.notify_all();
+    }
+  }
+  const auto deadline = Clock::now() + options_.grace;
+  for (auto& worker : workers_) {
+    for (;;) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (worker.ended || Clock::now() > deadline) break;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    const bool ended = [&] {
+      const std::lock_guard lock(mutex_);
+      return worker.ended;
+    }();
+    if (ended) {
+      worker.thread.join();
+    } else {
+      worker.thread.detach();  // wedged in C; the process is about to end
+    }
+  }
+  if (interrupter_.joinable()) interrupter_.join();
+}
+
+// --- reactor -----------------------------------------------------------------------------------------------------
+
+bool WorkerPool::push(CallPtr call) {
+  const std::lock_guard lock(mutex_);
+  const std::size_t bytes = call->request.size();
+  if (stopping_ || queue_.size() >= options_.queue.items ||
+      (!queue_.empty() && queue_bytes_ + bytes > options_.queue.bytes)) {
+    ++refused_;
+    return false;
+  }
+  queue_bytes_ += bytes;
+  queue_.push_back(std::move(call));
+  after_push();
+  return true;
+}
+
+std::size_t WorkerPool::push_all(std::vector<CallPtr>& calls) {
+  const std::lock_guard lock(mutex_);
+  std::size_t taken = 0;
+  for (auto& call : calls) {
+    const std::size_t bytes = call->request.size();
+    if (stopping_ || queue_.size() >= options_.queue.items ||
+        (!queue_.empty() && queue_bytes_ + bytes > options_.queue.bytes)) {
+      refused_ += calls.size() - taken;
+      break;
+    }
+    queue_bytes_ += bytes;
+    queue_.push_back(std::move(call));
+    ++taken;
+  }
+  if (taken > 0) after_push();
+  return taken;
+}
+
+void WorkerPool::push_internal(CallPtr call) {
+  const std::lock_guard lock(mutex_);
+  queue_bytes_ += call->request.size();
+  queue_.push_front(std::move(call));
+  if (active_ == 0) return wake_some(1);
+  asio::post(reactor_, [this] {
+    const std::lock_guard again(mutex_);
+    arm_sentinel();
+  });
+}
+
+bool WorkerPool::full() const {
+  const std::lock_guard lock(mutex_);
+  return stopping_ || queue_.size() >= options_.queue.items || queue_bytes_ >= options_.queue.bytes;
+}
+
+void WorkerPool::after_push() {
+  // Nobody at work, or those at work have been in one call for long: wake one at once. Otherwise whoever is running
+  // through the queue will come to it, and the sentinel watches that it does.
+  if (active_ == 0 || Clock::now() - last_taken_ > kStuck) wake_some(1);
+  arm_sentinel();
+}
+
+void WorkerPool::wake_some(std::size_t count) {
+  while (count-- > 0 && !idle_.empty()) {
+    Worker* worker = idle_.back();
+    idle_.pop_back();
+    ++active_;
+    worker->awake = true;
+    worker->wake.notify_one();
+  }
+}
+
+void WorkerPool::arm_sentinel() {
+  if (sentinel_armed_) return;
+  sentinel_armed_ = true;
+  popped_before_ = popped_.load(std::memory_order_relaxed);
+  sentinel_.expires_after(kSentinelPeriod);
+  sentinel_.async_wait([this](asio::error_code error) {
+    if (!error) sentinel();
+  });
+}
+
+void WorkerPool::sentinel() {
+  bool work_left = false;
+  bool nobody_free = false;
+  {
+    const std::lock_guard lock(mutex_);
+    sentinel_armed_ = false;
+    work_left = !queue_.empty();
+    const std::uint64_t popped = popped_.load(std::memory_order_relaxed);
+    if (work_left && popped == popped_before_) {
+      nobody_free = idle_.empty();
+      wake_some(queue_.size());
+    }
+  }
+  if (nobody_free) hooks_.look_for_async();
+  const bool unflushed = hooks_.has_unflushed();
+  if (unflushed) hooks_.flush();
+  if (work_left || unflushed) {
+    const std::lock_guard lock(mutex_);
+    arm_sentinel();
+  }
+}
+
+void WorkerPool::cancel(const CallPtr& call) {
+  {
+    const std::lock_guard lock(mutex_);
+    auto running = std::find_if(workers_.begin(), workers_.end(),
+                                [&](const Worker& worker) { return worker.current == call && !worker.abandoned; });
+    if (running == workers_.end()) return;  // waiting (it is marked), on the loop, or over
+    running->interrupt_at = Clock::now();
+    interrupts_.push_back(call);
+    interrupt_wake_.notify_one();
+  }
+  look_for_wedged();
+}
+
+void WorkerPool::look_for_wedged() {
+  bool watch = false;
+  {
+    const std::lock_guard lock(mutex_);
+    std::size_t replacements = 0;
+    for (auto& worker : workers_) {
+      if (worker.abandoned || !worker.current || worker.interrupt_at == Clock::time_point{}) continue;
+      watch = true;
+      if (Clock::now() - worker.interrupt_at < options_.grace) continue;
+      spdlog::error("worker {} has not ended a cancelled call for {} ms: it sits in native code; replacing it",
+                    worker.number, options_.grace.count());
+      worker.abandoned = true;
+      if (active_ > 0) --active_;
+      ++replacements;
+    }
+    replaced_ += replacements;
+    for (; replacements > 0 && !stopping_; --replacements) add_worker();
+  }
+  if (!watch || wedged_armed_) return;
+  wedged_armed_ = true;
+  wedged_.expires_after(std::max(options_.grace / 4, std::chrono::milliseconds(10)));
+  wedged_.async_wait([this](asio::error_code error) {
+    wedged_armed_ = false;
+    if (!error) look_for_wedged();
+  });
+}
+
+// --- workers -----------------------------------------------------------------------------------------------------
+
+void WorkerPool::run(Worker& worker) {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  PyThreadState* thread = PyThreadState_Get();
+  std::function<void()> leave = [this, &worker] {
+    if (std::exchange(t_left, true)) return;
+    const std::lock_guard lock(mutex_);
+    worker.current.reset();
+    worker.interrupt_at = {};
+    // Under the GIL, so an exception that was set and not yet raised is gone before other code runs here.
+    if (std::exchange(worker.interrupted, false)) PyThreadState_SetAsyncExc(worker.ident, nullptr);
+  };
+  t_leave = &leave;
+  {
+    const std::lock_guard lock(mutex_);
+    worker.ident = PyThread_get_thread_ident();
+  }
+  for (;;) {
+    auto held_since = Clock::now();
+    std::size_t since_look = 0;
+    while (CallPtr call = next(worker)) {
+      t_left = false;
+      hooks_.run(call);
+      leave();
+      call.reset();
+      if (++since_look % 16 == 0 && Clock::now() - held_since > kGilHold) {
+        PyEval_SaveThread();
+        PyEval_RestoreThread(thread);
+        held_since = Clock::now();
+      }
+    }
+    PyEval_SaveThread();
+    hooks_.flush();
+    const bool go_on = park(worker);
+    PyEval_RestoreThread(thread);
+    if (!go_on) break;
+  }
+  t_leave = nullptr;
+  PyGILState_Release(state);
+  const std::lock_guard lock(mutex_);
+  worker.ended = true;
+}
+
+void WorkerPool::leave_user_code() {
+  if (t_leave != nullptr) (*t_leave)();
+}
+
+CallPtr WorkerPool::next(Worker& worker) {
+  const std::lock_guard lock(mutex_);
+  if (worker.abandoned || (stopping_ && queue_.empty())) return nullptr;
+  if (queue_.empty()) return nullptr;
+  CallPtr call = std::move(queue_.front());
+  queue_.pop_front();
+  queue_bytes_ -= std::min(queue_bytes_, call->request.size());
+  worker.current = call;
+  last_taken_ = Clock::now();
+  popped_.fetch_add(1, std::memory_order_relaxed);
+  return call;
+}
+
+bool WorkerPool::park(Worker& worker) {
+  std::unique_lock lock(mutex_);
+  if (worker.abandoned) return false;
+  if (!queue_.empty()) return true;
+  if (stopping_) return false;
+  --active_;
+  worker.awake = false;
+  idle_.push_back(&worker);
+  worker.wake.wait(lock, [&] { return worker.awake; });
+  return !(stopping_ && queue_.empty());
+}
+
+CallPtr WorkerPool::take_for_loop(const std::function<bool(const CallPtr&)>& wanted) {
+  for (;;) {
+    CallPtr candidate;
+    {
+      const std::lock_guard lock(mutex_);
+      for (auto& call : queue_) {
+        if (call->looked_at) continue;
+        call->looked_at = true;
+        candidate = call;
+        break;
+      }
+    }
+    if (!candidate) return nullptr;
+    if (!wanted(candidate)) continue;
+    const std::lock_guard lock(mutex_);
+    auto found = std::find(queue_.begin(), queue_.end(), candidate);
+    if (found == queue_.end()) continue;  // a worker was quicker
+    queue_bytes_ -= std::min(queue_bytes_, candidate->request.size());
+    queue_.erase(found);
+    popped_.fetch_add(1, std::memory_order_relaxed);
+    return candidate;
+  }
+}
+
+void WorkerPool::interrupter() {
+  for (;;) {
+    std::vector<CallPtr> taken;
+    {
+      std::unique_lock lock(mutex_);
+      interrupt_wake_.wait(lock, [&] { return stopping_ || !interrupts_.empty(); });
+      if (stopping_) return;
+      taken.swap(interrupts_);
+    }
+    const py::GilGuard gil;
+    const std::lock_guard lock(mutex_);
+    for (auto& worker : workers_) {
+      if (!worker.current || worker.interrupted) continue;
+      if (std::find(taken.begin(), taken.end(), worker.current) == taken.end()) continue;
+      worker.interrupted = PyThreadState_SetAsyncExc(worker.ident, hooks_.interruption()) == 1;
+    }
+  }
+}
+
+std::size_t WorkerPool::waiting() const {
+  const std::lock_guard lock(mutex_);
+  return queue_.size();
+}
+
+std::size_t WorkerPool::busy() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<std::size_t>(std::count_if(workers_.begin(), workers_.end(), [](const Worker& worker) {
+    return worker.current != nullptr && !worker.abandoned;
+  }));
+}
+
+}  // namespace bridge

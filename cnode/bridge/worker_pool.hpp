@@ -1,0 +1,135 @@
+// WorkerPool: the threads that run synchronous Python code, and the one bounded queue they share.
+//
+//   Router ── push ──▶ [ c1 c2 c3 … ] ── next ──▶ worker 1..N, one call each
+//
+// One queue and not one per worker: a call waits only while every worker is busy, never behind a slow one. One worker
+// at a time runs through a burst of quick calls under a single hold of the GIL; the sentinel on the reactor sees when
+// that worker is stuck in a slow call and wakes as many others as there is work, or, when all are busy, asks the loop
+// thread to pick out the calls it can run.
+//
+// Interrupting: a cancelled call that runs gets an exception raised in its thread at the next bytecode. One that has
+// not ended after the grace period (it sits in C code) is reported and its worker replaced; should it ever come back,
+// its thread ends.
+#pragma once
+
+#include <asio/io_context.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <list>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cnode/bridge/call.hpp"
+#include "cnode/mailbox/mailbox.hpp"
+#include "cnode/py/python.hpp"
+
+namespace bridge {
+
+class WorkerPool {
+ public:
+  struct Options {
+    std::size_t workers = 8;
+    mailbox::Limits queue;
+    std::chrono::milliseconds grace{5'000};
+  };
+  struct Hooks {
+    std::function<void(const CallPtr&)> run;      // on a worker, under the GIL; may not throw
+    std::function<void()> flush;                  // any thread, without the GIL
+    std::function<bool()> has_unflushed;          // reactor
+    std::function<void()> look_for_async;         // reactor: every worker is busy and calls wait
+    std::function<PyObject*()> interruption;      // under the GIL: the exception class, borrowed
+  };
+
+  WorkerPool(asio::io_context& reactor, Options options, Hooks hooks);
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  void start();
+  void stop();  // without the GIL: lets running calls end, up to the grace period
+
+  // Reactor.
+  bool push(CallPtr call);                          // false: the queue is full
+  std::size_t push_all(std::vector<CallPtr>& calls);  // how many were taken, from the front
+  bool full() const;
+  void cancel(const CallPtr& call);                 // interrupts it if it runs on a worker
+
+  // Any thread: work the node owes itself, ahead of the queue and outside its bounds.
+  void push_internal(CallPtr call);
+
+  // Worker, under the GIL: the call's own code is over; from here on it cannot be interrupted.
+  static void leave_user_code();
+
+  // Loop thread: takes the next waiting call that `wanted` likes; each call is shown once.
+  CallPtr take_for_loop(const std::function<bool(const CallPtr&)>& wanted);
+
+  std::size_t waiting() const;
+  std::size_t busy() const;
+  std::size_t workers() const { return options_.workers; }
+  std::uint64_t replaced() const { return replaced_.load(std::memory_order_relaxed); }
+  std::uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
+  std::uint64_t completed() const { return popped_.load(std::memory_order_relaxed); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Worker {
+    std::size_t number = 0;
+    std::thread thread;
+    std::condition_variable wake;
+    bool awake = false;
+    unsigned long ident = 0;
+    CallPtr current;                    // while user code runs
+    bool in_call = false;               // from taking a call to asking for the next
+    bool interrupted = false;           // an exception was set in its thread
+    bool abandoned = false;
+    bool ended = false;
+    Clock::time_point interrupt_at{};   // when it was asked to end
+  };
+
+  void add_worker();
+  void run(Worker& worker);
+  CallPtr next(Worker& worker);
+  bool park(Worker& worker);
+  void interrupter();
+  void wake_some(std::size_t count);  // lock held
+  void after_push();                  // lock held
+  void arm_sentinel();
+  void sentinel();
+  void look_for_wedged();
+
+  asio::io_context& reactor_;
+  const Options options_;
+  const Hooks hooks_;
+
+  mutable std::mutex mutex_;
+  std::deque<CallPtr> queue_;
+  std::size_t queue_bytes_ = 0;
+  std::list<Worker> workers_;
+  std::vector<Worker*> idle_;
+  std::size_t active_ = 0;
+  bool stopping_ = false;
+  Clock::time_point last_taken_{};
+  std::vector<CallPtr> interrupts_;
+  std::condition_variable interrupt_wake_;
+  std::thread interrupter_;
+
+  std::atomic<std::uint64_t> popped_{0};
+  std::atomic<std::uint64_t> replaced_{0};
+  std::atomic<std::uint64_t> refused_{0};
+
+  // Reactor thread.
+  asio::steady_timer sentinel_;
+  asio::steady_timer wedged_;
+  bool sentinel_armed_ = false;
+  bool wedged_armed_ = false;
+  std::uint64_t popped_before_ = 0;
+};
+
+}  // namespace bridge

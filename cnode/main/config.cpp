@@ -1,0 +1,294 @@
+#include "cnode/main/config.hpp"
+
+#include <netdb.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "cnode/dist/handshake.hpp"
+
+#ifndef SIDEWINDER_VERSION
+#define SIDEWINDER_VERSION "0"
+#endif
+
+namespace node_main {
+namespace {
+
+using Kind = Setting::Kind;
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  if (gethostname(name.data(), name.size() - 1) != 0) return "localhost";
+  return name.data();
+}
+
+std::string full_host_name() {
+  addrinfo hints{};
+  hints.ai_flags = AI_CANONNAME;
+  addrinfo* found = nullptr;
+  const std::string name = host_name();
+  if (getaddrinfo(name.c_str(), nullptr, &hints, &found) != 0) return name;
+  std::string full = found->ai_canonname != nullptr ? found->ai_canonname : name;
+  freeaddrinfo(found);
+  return full;
+}
+
+const std::string& one(const Config& config, const std::string& name) {
+  static const std::string empty;
+  const auto& values = config.values.at(name).values;
+  return values.empty() ? empty : values.back();
+}
+
+std::uint64_t number(const Config& config, const std::string& name, std::uint64_t low, std::uint64_t high) {
+  const std::string& text = one(config, name);
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
+    throw ConfigError(name + ": '" + text + "' is no number from " + std::to_string(low) + " to " + std::to_string(high));
+  }
+  return value;
+}
+
+bool on_or_off(const Config& config, const std::string& name) {
+  const std::string& text = one(config, name);
+  if (text == "on" || text == "true" || text == "1") return true;
+  if (text == "off" || text == "false" || text == "0") return false;
+  throw ConfigError(name + ": '" + text + "' is neither on nor off");
+}
+
+std::string read_cookie(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) throw ConfigError("cookie-file: cannot read '" + path + "'");
+  // Its own alone, or root's and readable by our group: the way Kubernetes mounts a Secret.
+  const bool group = (info.st_mode & (S_IRGRP | S_IWGRP)) != 0;
+  if ((info.st_mode & (S_IROTH | S_IWOTH)) != 0 || (group && info.st_uid != 0) || (info.st_mode & S_IWGRP) != 0) {
+    throw ConfigError("cookie-file: '" + path + "' can be read by others; make it 0400");
+  }
+  std::ifstream file(path, std::ios::binary);
+  std::string cookie((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  while (!cookie.empty() && (cookie.back() == '\n' || cookie.back() == '\r' || cookie.back() == ' ')) cookie.pop_back();
+  if (!file.good() && cookie.empty()) throw ConfigError("cookie-file: '" + path + "' is empty or cannot be read");
+  if (cookie.empty()) throw ConfigError("cookie-file: '" + path + "' is empty");
+  if (cookie.size() > 255) throw ConfigError("cookie-file: a cookie has at most 255 bytes");
+  return cookie;
+}
+
+std::string node_name(const Config& config) {
+  const std::string& name = one(config, "name");
+  const std::string& sname = one(config, "sname");
+  if (!name.empty() && !sname.empty()) throw ConfigError("name: give --name or --sname, not both");
+  if (name.empty() && sname.empty()) throw ConfigError("name: a node needs --name NAME@HOST or --sname NAME");
+  if (!sname.empty()) {
+    const std::string host = host_name().substr(0, host_name().find('.'));
+    if (sname == "undefined") return host;  // the first peer we dial names us
+    std::string full = sname.find('@') == std::string::npos ? sname + "@" + host : sname;
+    if (full.substr(full.find('@')).find('.') != std::string::npos) {
+      throw ConfigError("sname: the host of a short name has no dots; use --name for '" + full + "'");
+    }
+    if (!dist::is_node_name(full)) throw ConfigError("sname: '" + full + "' is no node name");
+    return full;
+  }
+  if (name == "undefined") return full_host_name();
+  std::string full = name.find('@') == std::string::npos ? name + "@" + full_host_name() : name;
+  if (!dist::is_node_name(full)) throw ConfigError("name: '" + full + "' is no node name");
+  if (full.substr(full.find('@')).find_first_of(".:") == std::string::npos) {
+    throw ConfigError("name: the host of a long name has a dot; use --sname for '" + full + "'");
+  }
+  return full;
+}
+
+void read_ports(Config& config) {
+  const std::string& text = one(config, "dist-port");
+  std::uint32_t first = 0;
+  std::uint32_t last = 0;
+  const char* end = text.data() + text.size();
+  auto step = std::from_chars(text.data(), end, first);
+  last = first;
+  if (step.ec == std::errc{} && step.ptr != end && *step.ptr == '-') step = std::from_chars(step.ptr + 1, end, last);
+  if (step.ec != std::errc{} || step.ptr != end || first > last || last > 65'535) {
+    throw ConfigError("dist-port: '" + text + "' is neither a port nor FIRST-LAST");
+  }
+  config.runtime.node.first_port = static_cast<std::uint16_t>(first);
+  config.runtime.node.last_port = static_cast<std::uint16_t>(last);
+}
+
+void read_peers(Config& config) {
+  for (const auto& text : config.values.at("peer").values) {
+    dist::PeerAddress peer;
+    const std::size_t at = text.find('@');
+    const std::size_t colon = text.rfind(':');
+    peer.name = text;
+    // name@host:port; an IPv6 address as host has colons of its own and needs brackets before a port.
+    const bool bracket = at != std::string::npos && at + 1 < text.size() && text[at + 1] == '[';
+    const bool has_port = colon != std::string::npos && at != std::string::npos && colon > at &&
+                          (bracket ? text[colon - 1] == ']' : text.find(':') == colon);
+    if (has_port) {
+      peer.name = text.substr(0, colon);
+      const auto [end, error] = std::from_chars(text.data() + colon + 1, text.data() + text.size(), peer.port);
+      if (error != std::errc{} || end != text.data() + text.size() || peer.port == 0) {
+        throw ConfigError("peer: '" + text + "' has no valid port");
+      }
+    }
+    if (bracket) peer.name.erase(std::remove_if(peer.name.begin(), peer.name.end(), [](char c) { return c == '[' || c == ']'; }), peer.name.end());
+    if (!dist::is_node_name(peer.name)) throw ConfigError("peer: '" + text + "' is not NAME@HOST or NAME@HOST:PORT");
+    config.runtime.node.peers.push_back(std::move(peer));
+  }
+}
+
+void read_values(Config& config, int argc, char** argv) {
+  CLI::App app("Sidewinder: Python as a node of an Erlang cluster", "sidewinder");
+  app.set_version_flag("--version", std::string("sidewinder ") + SIDEWINDER_VERSION);
+  app.add_flag("--print-config", config.print, "print the settings in force and where each came from, then exit");
+  std::map<std::string, std::vector<std::string>> given;
+  std::map<std::string, CLI::Option*> options;
+  for (const auto& setting : settings()) {
+    std::string help = setting.help;
+    if (*setting.fallback != '\0') help += std::string(" [") + setting.fallback + "]";
+    auto* option = app.add_option(std::string("--") + setting.name, given[setting.name], help);
+    option->type_name(setting.kind == Kind::kSwitch ? "on|off" : "TEXT");
+    option->expected(1);
+    option->multi_option_policy(setting.kind == Kind::kList ? CLI::MultiOptionPolicy::TakeAll
+                                                            : CLI::MultiOptionPolicy::TakeLast);
+    options[setting.name] = option;
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    throw Exit{code == 0 ? 0 : 2};
+  }
+  for (const auto& setting : settings()) {
+    Value value;
+    std::string variable = "SIDEWINDER_";
+    for (const char* c = setting.name; *c != '\0'; ++c) {
+      variable += *c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(*c)));
+    }
+    if (options[setting.name]->count() > 0) {
+      value = {given[setting.name], "flag"};
+    } else if (const char* text = std::getenv(variable.c_str()); text != nullptr && *text != '\0') {
+      value.origin = variable;
+      if (setting.kind != Kind::kList) {
+        value.values = {text};
+      } else {
+        std::stringstream parts(text);
+        for (std::string part; std::getline(parts, part, ',');) {
+          if (!part.empty()) value.values.push_back(part);
+        }
+      }
+    } else if (*setting.fallback != '\0') {
+      value.values = {setting.fallback};
+    }
+    config.values[setting.name] = std::move(value);
+  }
+}
+
+}  // namespace
+
+const std::vector<Setting>& settings() {
+  static const std::vector<Setting> table{
+      {"name", "", "node name with a full host name or address: NAME@HOST; 'undefined': the first peer we dial names us"},
+      {"sname", "", "node name with a short host name: NAME or NAME@HOST; 'undefined' as above"},
+      {"cookie-file", "~/.erlang.cookie", "file with the cookie; readable by its owner alone"},
+      {"import", "", "module to import before the node joins; may be repeated", Kind::kList},
+      {"path", "", "directory to look for modules in; may be repeated", Kind::kList},
+      {"venv", "", "virtual environment to run in"},
+      {"workers", "8", "threads for synchronous Python code"},
+      {"listen", "", "address to listen on; may be repeated [what the name's host resolves to]", Kind::kList},
+      {"dist-port", "0", "port to listen on, or FIRST-LAST; 0: any"},
+      {"epmd", "on", "register with epmd; off: listen on a fixed --dist-port only", Kind::kSwitch},
+      {"peer", "", "node to connect to and stay connected with: NAME@HOST or NAME@HOST:PORT; may be repeated", Kind::kList},
+      {"allow", "", "what peers may call: 'module.function', 'module.*', 'package.**'; may be repeated [everything]", Kind::kList},
+      {"eval", "on", "whether peers may use eval and exec", Kind::kSwitch},
+      {"none", "none", "the atom that None is sent as"},
+      {"binary", "auto", "what a binary becomes: auto (str if it is UTF-8), str or bytes"},
+      {"ticktime", "60", "net_ticktime of the cluster, in seconds"},
+      {"queue", "100000", "calls that may wait for a worker"},
+      {"grace-ms", "5000", "how long a cancelled call may sit in native code before its worker is replaced"},
+      {"drain-timeout", "20", "seconds accepted calls may take to end once the node is told to stop"},
+      {"log-level", "info", "trace, debug, info, warning, error, critical or off"},
+      {"log-format", "text", "text or json"},
+  };
+  return table;
+}
+
+Config read_config(int argc, char** argv) {
+  Config config;
+  read_values(config, argc, argv);
+  auto& node = config.runtime.node;
+  config.runtime.version = SIDEWINDER_VERSION;
+  config.log_level = one(config, "log-level");
+  const std::string& format = one(config, "log-format");
+  if (format != "text" && format != "json") throw ConfigError("log-format: '" + format + "' is neither text nor json");
+  config.log_format = format == "json" ? base::LogFormat::kJson : base::LogFormat::kText;
+
+  node.name = node_name(config);
+  std::string cookie_file = one(config, "cookie-file");
+  if (cookie_file.rfind("~/", 0) == 0) {
+    const char* home = std::getenv("HOME");
+    cookie_file = std::string(home != nullptr ? home : "") + cookie_file.substr(1);
+  }
+  node.cookie = read_cookie(cookie_file);
+  node.listen = config.values.at("listen").values;
+  read_ports(config);
+  node.use_epmd = on_or_off(config, "epmd");
+  read_peers(config);
+  const bool named_by_peer = node.name.find('@') == std::string::npos;
+  if (named_by_peer && node.peers.empty()) throw ConfigError("name: a node that a peer shall name needs a --peer");
+  if (!node.use_epmd && node.first_port == 0 && node.peers.empty()) {
+    throw ConfigError("dist-port: without epmd a node needs a fixed port or a --peer");
+  }
+  if (const char* port = std::getenv("ERL_EPMD_PORT"); port != nullptr && *port != '\0') {
+    std::uint16_t value = 0;
+    const std::string text(port);
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc{} || end != text.data() + text.size() || value == 0) {
+      throw ConfigError("ERL_EPMD_PORT: '" + text + "' is no port");
+    }
+    node.epmd.port = value;
+  }
+  if (const char* address = std::getenv("ERL_EPMD_ADDRESS"); address != nullptr && *address != '\0') {
+    node.epmd.host = std::string(address).substr(0, std::string(address).find(','));
+  }
+  node.ticktime = std::chrono::seconds(number(config, "ticktime", 1, 86'400));
+
+  config.imports = config.values.at("import").values;
+  config.paths = config.values.at("path").values;
+  config.venv = one(config, "venv");
+  config.runtime.pool.workers = number(config, "workers", 1, 1024);
+  config.runtime.pool.queue.items = number(config, "queue", 1, 100'000'000);
+  config.runtime.pool.grace = std::chrono::milliseconds(number(config, "grace-ms", 10, 86'400'000));
+  config.runtime.invoker.allow = bridge::AllowList(config.values.at("allow").values);
+  config.runtime.invoker.eval = on_or_off(config, "eval");
+  const std::string& binary = one(config, "binary");
+  if (binary == "auto") config.runtime.invoker.binary = term::BinaryPolicy::kAuto;
+  else if (binary == "str") config.runtime.invoker.binary = term::BinaryPolicy::kStr;
+  else if (binary == "bytes") config.runtime.invoker.binary = term::BinaryPolicy::kBytes;
+  else throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
+  config.none_atom = one(config, "none");
+  config.drain = std::chrono::seconds(number(config, "drain-timeout", 0, 86'400));
+  if (const char* eof = std::getenv("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {
+    config.stop_on_stdin_eof = std::string(eof) == "1";
+  }
+  return config;
+}
+
+std::string describe(const Config& config) {
+  std::string text;
+  for (const auto& setting : settings()) {
+    const Value& value = config.values.at(setting.name);
+    std::string joined;
+    for (const auto& part : value.values) joined += (joined.empty() ? "" : ",") + part;
+    text += std::string(setting.name) + " = " + joined + "  (" + value.origin + ")\n";
+  }
+  return text;
+}
+
+}  // namespace node_main

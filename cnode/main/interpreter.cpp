@@ -1,0 +1,112 @@
+#include "cnode/py/python.hpp"
+
+#include "cnode/main/interpreter.hpp"
+
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "cnode/bridge/native_module.hpp"
+#include "cnode/py/error.hpp"
+
+namespace node_main {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where the `erlang` package lies, seen from the program: a build tree or an installation.
+std::string package_directory() {
+  std::error_code ignored;
+  const fs::path program = fs::read_symlink("/proc/self/exe", ignored);
+  const std::array<fs::path, 4> places{program.parent_path() / "../python",
+                                       program.parent_path() / "../../python",
+                                       program.parent_path() / "../lib/sidewinder/python",
+                                       program.parent_path() / "../share/sidewinder/python"};
+  for (const auto& place : places) {
+    if (fs::exists(place / "erlang" / "__init__.py", ignored)) return fs::weakly_canonical(place, ignored).string();
+  }
+  throw ConfigError("path: the erlang package is not where the program looks for it, beside " + program.string());
+}
+
+void check_venv(const std::string& venv) {
+  std::ifstream file(fs::path(venv) / "pyvenv.cfg");
+  if (!file) throw ConfigError("venv: '" + venv + "' is no virtual environment (it has no pyvenv.cfg)");
+  const std::string wanted = std::to_string(PY_MAJOR_VERSION) + "." + std::to_string(PY_MINOR_VERSION);
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t equals = line.find('=');
+    if (equals == std::string::npos) continue;
+    const std::string key = line.substr(0, line.find_last_not_of(" \t", equals - 1) + 1);
+    if (key != "version" && key != "version_info") continue;
+    const std::string version = line.substr(line.find_first_not_of(" \t", equals + 1));
+    if (version.rfind(wanted + ".", 0) == 0 || version == wanted) return;
+    throw ConfigError("venv: '" + venv + "' was made for Python " + version + ", this program runs Python " + wanted);
+  }
+}
+
+void must(PyStatus status) {
+  if (PyStatus_Exception(status) != 0) {
+    throw ConfigError(std::string("python: ") + (status.err_msg != nullptr ? status.err_msg : "cannot start"));
+  }
+}
+
+void set_path(PyConfig& config, wchar_t** field, const fs::path& path) {
+  must(PyConfig_SetBytesString(&config, field, path.c_str()));
+}
+
+}  // namespace
+
+void start_interpreter(const Config& config) {
+  const std::string package = package_directory();
+  if (!config.venv.empty()) check_venv(config.venv);
+  if (PyImport_AppendInittab("erlang._native", PyInit__native) < 0) throw ConfigError("python: no memory");
+
+  PyConfig python;
+  PyConfig_InitPythonConfig(&python);
+  python.parse_argv = 0;
+  python.install_signal_handlers = 0;
+  python.buffered_stdio = 0;  // what is printed is not lost when the node ends
+  try {
+    if (!config.venv.empty()) {
+      // The environment's own interpreter as ours: site then finds its packages and its .pth files.
+      set_path(python, &python.program_name, fs::absolute(fs::path(config.venv) / "bin" / "python3"));
+    }
+    must(Py_InitializeFromConfig(&python));
+    PyConfig_Clear(&python);
+  } catch (...) {
+    PyConfig_Clear(&python);
+    throw;
+  }
+
+  try {
+    PyObject* path = PySys_GetObject("path");
+    if (path == nullptr) throw ConfigError("python: there is no sys.path");
+    std::vector<std::string> front;
+    for (const auto& one : config.paths) front.push_back(fs::absolute(one).string());
+    front.push_back(package);
+    for (std::size_t i = 0; i < front.size(); ++i) {
+      py::Ref text = py::check(PyUnicode_DecodeFSDefault(front[i].c_str()));
+      py::check_status(PyList_Insert(path, static_cast<Py_ssize_t>(i), text.get()));
+    }
+    py::import("erlang");
+    py::Ref native = py::import("erlang._native");
+    if (config.none_atom != "none") {
+      py::check(PyObject_CallMethod(native.get(), "set_none_atom", "s", config.none_atom.c_str()));
+    }
+  } catch (const py::Error& error) {
+    const auto told = error.describe();
+    throw ConfigError("python: " + told.type + ": " + told.message);
+  }
+  for (const auto& name : config.imports) {
+    try {
+      py::import(name.c_str());
+    } catch (const py::Error& error) {
+      const auto told = error.describe();
+      throw ConfigError("import: " + name + ": " + told.type + ": " + told.message);
+    }
+  }
+}
+
+}  // namespace node_main
