@@ -20,6 +20,10 @@ inline PyObject* make_native() {
 // Starts the interpreter at the first call, and never ends it: the process does.
 inline term::Codec& codec() {
   static PyObject* module = [] {
+    PyPreConfig before;
+    PyPreConfig_InitIsolatedConfig(&before);
+    before.allocator = PYMEM_ALLOCATOR_MALLOC;  // so that sanitizers see each object
+    Py_PreInitialize(&before);
     PyConfig config;
     PyConfig_InitIsolatedConfig(&config);
     const PyStatus status = Py_InitializeFromConfig(&config);
