@@ -1,5 +1,8 @@
-from collections.abc import Iterable
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
+
+from erlang.terms import Atom, Pid, Ref
 
 def encode(value: object, /) -> bytes:
     """`value` as one external term (131, ...).
@@ -21,3 +24,70 @@ def set_none_atom(name: str, /) -> None:
 
 def set_none_atoms(names: Iterable[str], /) -> None:
     """Sets which atoms arrive as `None`; `undefined`, `nil` and `none` unless set."""
+
+# What follows needs a running node and raises RuntimeError without one, but for node().
+
+def node() -> Atom | None:
+    """This node's name; `None` outside a node."""
+
+def nodes() -> list[Atom]:
+    """The connected peers."""
+
+def make_ref() -> Ref:
+    """A new unique reference."""
+
+def server_pid() -> Pid:
+    """The process `py`."""
+
+def send(dest: Pid | str | tuple[str, str], term: object, /) -> None:
+    """Sends `term` to a pid, a name on this node, or (name, node).
+
+    Raises: NoConnection when the node is not connected; BlockingIOError when a mailbox here is full.
+    """
+
+def reply(pid: Pid, tag: object, term: object, /) -> None:
+    """Answers a `$gen_call` that came from `(pid, tag)`."""
+
+def spawn_process(
+    deliver: Callable[[list[Any]], None],
+    stop: Callable[[Any], None],
+    name: str | None = None,
+    /,
+) -> Pid:
+    """A new process. The loop thread calls `deliver` with its messages, `stop` when a signal ends it.
+
+    Raises: ValueError when the name is taken.
+    """
+
+def exit_process(pid: Pid, reason: object, /) -> None:
+    """Ends a process of this node made by spawn_process."""
+
+def set_trap_exit(pid: Pid, on: bool, /) -> None:
+    """Whether exit signals arrive as ('EXIT', from, reason) instead of ending the process."""
+
+def whereis(name: str, /) -> Pid | None:
+    """The process registered under `name` here."""
+
+def register(name: str, pid: Pid, /) -> None:
+    """Registers a process of this node.
+
+    Raises: ValueError when the name is taken, or the process has one, is elsewhere or gone.
+    """
+
+def unregister(name: str, /) -> None:
+    """Raises: ValueError when nothing is registered under `name`."""
+
+def registered() -> list[Atom]:
+    """All names registered here."""
+
+def monitor(owner: Pid, target: Pid | str | tuple[str, str], /) -> Ref:
+    """Watches `target` for the process `owner`, who gets ('DOWN', ref, 'process', who, reason)."""
+
+def demonitor(owner: Pid, ref: Ref, /) -> None: ...
+def link(owner: Pid, pid: Pid, /) -> None: ...
+def unlink(owner: Pid, pid: Pid, /) -> None: ...
+def stats() -> dict[str, int]:
+    """Counters of this node."""
+
+def event_loop() -> AbstractEventLoop | None:
+    """The node's asyncio loop; `None` before it runs."""
