@@ -1,11 +1,14 @@
 # Each target is one line into the tool or script that does it.
-.PHONY: deps build test check format bench fuzz soak matrix clean
+.PHONY: deps build run test check format bench fuzz soak matrix clean
 
 deps:            # installs what is missing, with apt-get
 	@tests/run/deps
 
 build: deps      # build/sidewinder, _build/default/lib/sidewinder, python/ with its native modules
 	tests/run/build
+
+run: build       # a node, a BEAM connected to it, and a short tour
+	@tests/tour/run
 
 test: deps       # everything: C++ (plain, asan, tsan), fuzzing, Python, Erlang, end to end, a short soak, checks
 	@/usr/bin/python3 tests/run/suites.py
