@@ -39,9 +39,10 @@ class Codec {
   Codec& operator=(const Codec&) = delete;
 
   // Decodes the one term at the reader's cursor and steps over it. An error means that the peer's
-  // bytes are at fault, or (kUnsupported) that a legal term has no Python value: a map key that is
-  // unhashable or equal to another, a binary that is no text though text was asked for. Throws
-  // py::Error when Python fails (no memory).
+  // bytes are at fault, or (kUnsupported) that a term has no Python value: a map key that is
+  // unhashable or equal to another, a binary that is no text though text was asked for. Then the
+  // bytes behind that place were not looked at, the cursor stays, and Reader::term() tells whether
+  // and where the term ends. Throws py::Error when Python fails (no memory).
   base::Result<py::Ref> decode(etf::Reader& in, const DecodeOptions& options = {});
 
   // The same for a whole external term: 131 and the term, or 131, 80 and the term compressed;

@@ -610,10 +610,11 @@ PyObject* Decoder::bits() {
   if (used == 0 || used == 8) {
     value = binary(at_ + 6, size);
   } else {
-    py::Ref data = py::check(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(at_ + 6),
-                                                       static_cast<Py_ssize_t>(size)));
-    char& last = PyBytes_AS_STRING(data.get())[size - 1];
-    last = static_cast<char>(static_cast<unsigned char>(last) & (0xFFu << (8u - used)) & 0xFFu);
+    // Made empty and then filled: a single byte given at once would be one that Python shares.
+    py::Ref data = py::check(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+    auto* copy = reinterpret_cast<std::uint8_t*>(PyBytes_AS_STRING(data.get()));
+    std::memcpy(copy, at_ + 6, size);
+    copy[size - 1] &= static_cast<std::uint8_t>(0xFF00u >> used);
     value = classes_.bits.make(data.release(), PyLong_FromLong(used));
   }
   if (value != nullptr) at_ += reader.offset();
