@@ -53,6 +53,7 @@ from raw_peer import (
     Atom,
     Closed,
     Improper,
+    Message,
     Pid,
     Raw,
     RawPeer,
@@ -69,6 +70,7 @@ PATIENCE = 10.0  # seconds for an answer that has to come
 HANDSHAKE_LIMIT = 20.0  # seconds after which no half-open connection may be left
 PASS_THROUGH = HIDDEN_FLAGS & ~FRAGMENTS
 EMPTY = Atom("")
+NO_ANSWERS = (LINK, MONITOR_P, DEMONITOR_P)  # what a node may also do about its callers
 
 Outcome = tuple[str, str]
 
@@ -114,6 +116,14 @@ def linked(target: Target, flags: int = HIDDEN_FLAGS) -> RawPeer:
 def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def answer(message: Message) -> str:
+    """What a signal says, without whom it is for."""
+    payload = message.payload
+    if isinstance(payload, tuple) and len(payload) == 2 and isinstance(payload[0], Ref):
+        payload = payload[1]
+    return short(message.control if payload is None else payload)
 
 
 # Before the link: the handshake. Each attack here does as it likes with a socket, and the node has to hang up.
@@ -330,13 +340,16 @@ def play(peer: RawPeer, bodies: list[bytes], allowed: tuple[str, ...]) -> Outcom
         for body in bodies:
             peer.send_frame(body)
         if IGNORED not in allowed:
-            first = peer.receive(PATIENCE)
-            outcome, detail = REPLIED, short(first.payload or first.control)
+            while (first := peer.receive(PATIENCE)).control[0] in NO_ANSWERS:
+                pass
+            outcome, detail = REPLIED, answer(first)
         tag = peer.ref()
         request = (Atom("is_auth"), Atom(peer.name))
         peer.reg_send("net_kernel", (Atom("$gen_call"), (peer.pid(), tag), request))
         while (message := peer.receive(PATIENCE)).payload != (tag, Atom("yes")):
-            outcome, detail = REPLIED, short(message.payload or message.control)
+            if message.control[0] in NO_ANSWERS:
+                continue
+            outcome, detail = REPLIED, answer(message)
     except Closed as error:
         return CLOSED, str(error)
     except TimeoutError:
@@ -830,8 +843,7 @@ frames(
 frames(
     "request: a caller of another node",
     lambda p, c: [call_frame(p, 5, caller=(stranger(p), p.ref()))],
-    IGNORED,
-    CLOSED,
+    *ANY,
 )
 frames(
     "request: a caller that is no pair",
