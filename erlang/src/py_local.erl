@@ -335,14 +335,16 @@ output({_, Piece}, Data = #data{partial = Partial, node = Node}) ->
     ?LOG(level(Line), #{what => "node output", node => Node, line => Line}),
     Data#data{partial = []}.
 
-%% The level the program logged at, if the line shows one. What Python prints is a notice, so that
-%% it is seen at logger's default level.
+%% The level the program logged at: its lines read `<time> <level> <text>`. What Python prints is a
+%% notice, so that it is seen at logger's default level.
 -spec level(binary()) -> logger:level().
 level(Line) ->
-    Marks = [{<<"[critical]">>, critical}, {<<"[error]">>, error}, {<<"[warning]">>, warning},
-             {<<"[info]">>, info}, {<<"[debug]">>, debug}, {<<"[trace]">>, debug}],
-    Head = binary:part(Line, 0, min(80, byte_size(Line))),
-    case [Level || {Mark, Level} <- Marks, binary:match(Head, Mark) =/= nomatch] of
-        [Level | _] -> Level;
-        [] -> notice
+    case binary:split(Line, <<" ">>, [global]) of
+        [_Time, <<"critical">> | _] -> critical;
+        [_Time, <<"error">> | _] -> error;
+        [_Time, <<"warning">> | _] -> warning;
+        [_Time, <<"info">> | _] -> info;
+        [_Time, <<"debug">> | _] -> debug;
+        [_Time, <<"trace">> | _] -> debug;
+        _ -> notice
     end.

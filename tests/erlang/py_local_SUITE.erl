@@ -81,6 +81,7 @@ write_program(Directory) ->
         "echo \"$SIDEWINDER_STOP_ON_STDIN_EOF $arguments\" >'", Directory, "arguments'\n",
         "echo $$ >'", Directory, "pid'\n",
         "echo 'fake program starts'\n",
+        "echo '2026-01-01T00:00:00.000 error it burns'\n",
         "export ERL_FLAGS=\"-setcookie $(cat \"$cookie\")\"\n",
         "exec erl -noshell -hidden $name -pa '", Beams, "' -eval '",
         "ok = fake_node:start(#{}), eof = io:get_line([]), halt(0)'\n"
@@ -208,11 +209,13 @@ output_of_the_program_goes_to_logger(Config) ->
         ok = logger:add_handler(?MODULE, ?MODULE, #{config => self()}),
         ok = logger:set_primary_config(level, notice),
         {ok, [1]} = py:call(m, echo, [1]),
-        receive {line, Line} -> Line end
+        [receive {line, Level, Line} -> {Level, Line} end || _ <- [1, 2]]
     end),
-    ?assertEqual(<<"fake program starts">>, Lines).
+    ?assertEqual([{notice, <<"fake program starts">>},
+                  {error, <<"2026-01-01T00:00:00.000 error it burns">>}], Lines).
 
-log(#{msg := {report, #{line := Line}}}, #{config := Pid}) -> Pid ! {line, Line};
+log(#{level := Level, msg := {report, #{line := Line}}}, #{config := Pid}) ->
+    Pid ! {line, Level, Line};
 log(_, _) -> ok.
 
 the_end_of_the_application_ends_the_program(Config) ->
