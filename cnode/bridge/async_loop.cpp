@@ -48,7 +48,10 @@ void AsyncLoop::push(Item item) {
   {
     const std::lock_guard lock(mutex_);
     if (state_ != State::kRunning && item.what != Item::What::kStop) {
-      if (item.coroutine != nullptr) Py_DECREF(item.coroutine);
+      if (item.coroutine != nullptr) {
+        Py_DECREF(item.coroutine);
+        --tasks_;
+      }
       return;
     }
     first = inbox_.empty();
@@ -58,6 +61,7 @@ void AsyncLoop::push(Item item) {
 }
 
 void AsyncLoop::start_task(const CallPtr& call, py::Ref coroutine) {
+  ++tasks_;
   if (std::this_thread::get_id() == thread_.get_id()) return begin(call, std::move(coroutine));
   push({Item::What::kStart, call, coroutine.release(), {}});
 }
@@ -192,8 +196,8 @@ void AsyncLoop::begin(const CallPtr& call, py::Ref coroutine) {
     py::Ref done = py::check(PyCFunction_New(&kDone, capsule.get()));
     py::check(PyObject_CallMethod(task.get(), "add_done_callback", "O", done.get()));
     call->task = task.release();
-    ++tasks_;
   } catch (const py::Error& error) {
+    --tasks_;
     hooks_.finish(*call, nullptr, error.exception());
     flush_soon();
   }

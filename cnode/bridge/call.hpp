@@ -50,7 +50,6 @@ struct Call {
 
   std::atomic<bool> cancelled{false};
   mutable std::atomic<bool> done{false};  // answered, or nobody to answer
-  bool looked_at = false;  // pool lock: the loop thread has seen it and left it to a worker
   void* task = nullptr;    // under the GIL: the asyncio.Task it runs as, owned by the loop while it runs
 };
 

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::size_t kMaxNames = 20'000;
 constexpr std::size_t kInlineArguments = 8;
+constexpr std::size_t kMaxWaiting = 1000;  // eval and exec of one caller
 
 std::string_view as_text(etf::Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 
@@ -260,7 +261,11 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
 // What a call's own code returned: its answer, or a coroutine that will have it.
 void Invoker::deliver(const CallPtr& call, py::Ref value) {
   WorkerPool::leave_user_code();
-  if (is_coroutine(value.get())) return hooks_.start_task(call, std::move(value));
+  if (is_coroutine(value.get())) {
+    if (hooks_.start_task(call, value)) return;
+    py::check(PyObject_CallMethod(value.get(), "close", nullptr));
+    return answers_.refuse(*call, "overloaded");
+  }
   answer(*call, value.get());
 }
 
@@ -271,6 +276,10 @@ void Invoker::run_code(const CallPtr& call, const Request& request) {
   auto [found, fresh] = namespaces_.try_emplace(caller);
   Namespace& space = found->second;
   if (space.busy) {
+    if (space.waiting.size() >= kMaxWaiting) {
+      WorkerPool::leave_user_code();
+      return answers_.refuse(*call, "overloaded");
+    }
     space.waiting.push_back(call);
     return;
   }

@@ -30,8 +30,8 @@ class Invoker {
     term::BinaryPolicy binary = term::BinaryPolicy::kAuto;
   };
   struct Hooks {
-    // Takes over a coroutine; the loop thread answers the call when it ends.
-    std::function<void(const CallPtr&, py::Ref coroutine)> start_task;
+    // Takes a coroutine over; the loop thread answers the call when it ends. False: too many run already.
+    std::function<bool(const CallPtr&, const py::Ref& coroutine)> start_task;
     // Puts a call back in front of the queue.
     std::function<void(CallPtr)> run_again;
     // A caller's namespace was made: watch the caller. `pid` is encoded.

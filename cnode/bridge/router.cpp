@@ -8,7 +8,16 @@ namespace {
 
 constexpr std::string_view kServer = "py";
 
-Payload copy_of(etf::Bytes bytes) { return std::make_shared<const etf::Buffer>(Processes::copy(bytes)); }
+// The message kept: `bytes` are the same in the payload. A large one is not copied.
+Payload keep(dist::Incoming message, etf::Bytes& bytes) {
+  if (message.whole != nullptr) {
+    bytes = message.bytes;
+    return std::make_shared<const etf::Buffer>(std::move(*message.whole));
+  }
+  Payload payload = std::make_shared<const etf::Buffer>(Processes::copy(message.bytes));
+  bytes = payload->bytes();
+  return payload;
+}
 
 // The reference in a reply tag: [alias | Ref] or Ref.
 std::optional<etf::RefView> reference_in(etf::Bytes tag) {
@@ -75,12 +84,12 @@ void Router::on_link_down(dist::Link& link) {
 
 // --- messages ----------------------------------------------------------------------------------------------------
 
-void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, etf::Bytes message) {
+void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, dist::Incoming message) {
   if (to.id != py_) {
-    if (processes_.deliver(to.id, message)) return;
+    if (processes_.deliver(to.id, message.bytes)) return;
     spdlog::warn("{}: the mailbox of process {} is full; dropped a message", link.peer().name,
                  to.name.empty() ? std::to_string(to.id) : to.name);
-    auto call = parse_gen_call(message);
+    auto call = parse_gen_call(message.bytes);
     if (!call) return;
     Call refused;
     refused.link = link.shared_from_this();
@@ -88,7 +97,7 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
     refused.tag = call->tag;
     return answers_.refuse(refused, "overloaded");
   }
-  etf::Reader in(message);
+  etf::Reader in(message.bytes);
   auto arity = in.tuple();
   auto label = in.atom();
   if (arity && label) {
@@ -99,9 +108,10 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
   spdlog::debug("{}: ignored a message to py that is neither call nor cast", link.peer().name);
 }
 
-void Router::on_request(dist::Link& link, etf::Bytes message) {
-  Payload payload = copy_of(message);
-  auto parsed = parse_gen_call(payload->bytes());
+void Router::on_request(dist::Link& link, dist::Incoming message) {
+  etf::Bytes bytes;
+  Payload payload = keep(message, bytes);
+  auto parsed = parse_gen_call(bytes);
   if (!parsed) {
     spdlog::warn("{}: a call whose sender cannot be made out was dropped", link.peer().name);
     return;
@@ -130,33 +140,42 @@ void Router::answer_hello(const Call& call) {
   answers_.flush();
 }
 
-void Router::on_cast(dist::Link& link, etf::Bytes message) {
+void Router::on_cast(dist::Link& link, dist::Incoming message) {
   auto call = std::make_shared<Call>();
   call->kind = Call::Kind::kCast;
   call->link = link.shared_from_this();
-  call->payload = copy_of(message);
-  etf::Reader in(call->payload->bytes());
+  etf::Bytes bytes;
+  call->payload = keep(message, bytes);
+  etf::Reader in(bytes);
   if (auto arity = in.tuple(); !arity) return;
   if (auto label = in.atom(); !label) return;
   call->request = in.rest();
   submit(std::move(call));
 }
 
-void Router::on_batch(dist::Link& link, const etf::PidView& sender, etf::Bytes message) {
-  // The sender's pid stands in the control tuple: kept beside the items.
-  auto copy = std::make_shared<etf::Buffer>(message.size() + sender.raw.size());
-  copy->append(message);
-  copy->append(sender.raw);
-  Payload payload = copy;
-  const etf::Bytes bytes = payload->bytes();
-  etf::Reader pid_in(bytes.subspan(message.size()));
-  const etf::PidView from = *pid_in.pid();
+void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incoming message) {
+  // The sender's pid stands in the control tuple: in front of the message where its buffer was taken over, else kept
+  // behind it.
+  etf::Bytes bytes;
+  Payload payload;
+  etf::PidView from = sender;
+  if (message.whole != nullptr) {
+    payload = keep(message, bytes);
+  } else {
+    auto copy = std::make_shared<etf::Buffer>(message.bytes.size() + sender.raw.size());
+    copy->append(message.bytes);
+    copy->append(sender.raw);
+    payload = copy;
+    bytes = payload->bytes().first(message.bytes.size());
+    etf::Reader pid_in(payload->bytes().subspan(message.bytes.size()));
+    from = *pid_in.pid();
+  }
 
   const auto broken = [&](const base::Error& error) {
     spdlog::warn("{}: a batch that cannot be understood ({}); closing the link", link.peer().name, error.message());
     link.close("a batch that cannot be understood");
   };
-  etf::Reader in(bytes.first(message.size()));
+  etf::Reader in(bytes);
   if (auto arity = in.tuple(); !arity) return broken(arity.error());
   if (auto label = in.atom(); !label) return broken(label.error());
   auto count = in.list();
@@ -165,6 +184,15 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, etf::Bytes m
   std::vector<CallPtr> calls;
   for (std::uint32_t i = 0; i < *count; ++i) {
     auto item = in.term();
+    if (!item && item.error().code == base::ErrorCode::kTooDeep) {
+      // That one call is refused; the others of the batch, and the link, are not to suffer.
+      const std::string why = item.error().message();
+      item = in.skip();
+      if (item) {
+        refuse_item(self, from, *item, why);
+        continue;
+      }
+    }
     if (!item) {
       broken(item.error());
       break;
@@ -215,6 +243,25 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, etf::Bytes m
   answers_.flush();
 }
 
+// {error, {bad_term, Text}} for an item whose head can be read though the whole cannot.
+void Router::refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item, const std::string& why) {
+  etf::Reader head(item);
+  if (auto arity = head.tuple(); !arity) return;
+  if (auto verb = head.atom(); !verb) return;
+  auto id = head.unsigned_integer();
+  if (!id) return;
+  Call refused;
+  refused.kind = Call::Kind::kBatchItem;
+  refused.link = link;
+  refused.from = from;
+  refused.id = *id;
+  Reply reply(refused, answers_);
+  reply.begin_error();
+  reply.out().tuple(2).atom("bad_term").binary(why);
+  reply.finish(false);
+  answers_.flush();
+}
+
 void Router::submit(CallPtr call) {
   if (draining_ && call->kind != Call::Kind::kFreeNamespace) {
     answers_.refuse(*call, "draining");
@@ -226,16 +273,36 @@ void Router::submit(CallPtr call) {
   answers_.flush();
 }
 
-void Router::on_too_large(dist::Link& link, dist::Process& to, etf::Bytes beginning) {
-  spdlog::warn("{}: a message over the limit of {} bytes was dropped", link.peer().name, etf::kMaxMessage);
-  (void)to;
-  auto call = parse_gen_call(beginning);
-  if (!call) return;
-  Call refused;
-  refused.link = link.shared_from_this();
-  refused.from = call->from;
-  refused.tag = call->tag;
-  answers_.refuse(refused, "too_large");
+void Router::on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) {
+  spdlog::warn("{}: a message over the limit was dropped", link.peer().name);
+  const dist::LinkPtr self = link.shared_from_this();
+  if (auto call = parse_gen_call(beginning)) {
+    Call refused;
+    refused.link = self;
+    refused.from = call->from;
+    refused.tag = call->tag;
+    answers_.refuse(refused, "too_large");
+    return answers_.flush();
+  }
+  // {'$py_batch', [Item, …: every call whose head is still there.
+  etf::Reader in(beginning);
+  if (auto arity = in.tuple(); !arity || *arity != 2 || from == nullptr) return;
+  if (auto label = in.atom(); !label || !(*label == "$py_batch")) return;
+  auto count = in.list();
+  for (std::uint32_t i = 0; count && i < *count; ++i) {
+    etf::Reader head(in.rest());
+    if (auto arity = head.tuple(); !arity) break;
+    if (auto verb = head.atom(); !verb) break;
+    if (auto id = head.unsigned_integer()) {
+      Call refused;
+      refused.kind = Call::Kind::kBatchItem;
+      refused.link = self;
+      refused.from = *from;
+      refused.id = *id;
+      answers_.refuse(refused, "too_large");
+    }
+    if (auto item = in.skip(); !item) break;
+  }
   answers_.flush();
 }
 

@@ -41,8 +41,8 @@ class Router final : public dist::NodeDelegate {
   // dist::NodeDelegate
   void on_link_up(const dist::LinkPtr& link) override;
   void on_link_down(dist::Link& link) override;
-  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, etf::Bytes message) override;
-  void on_too_large(dist::Link& link, dist::Process& to, etf::Bytes beginning) override;
+  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, dist::Incoming message) override;
+  void on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) override;
   void on_alias_message(dist::Link& link, const etf::RefView& alias, etf::Bytes message) override;
   std::optional<std::string_view> refuse_spawn(dist::Link& link, const dist::SpawnRequest& request) override;
   void on_spawn(dist::Link& link, const dist::SpawnRequest& request) override;
@@ -51,9 +51,10 @@ class Router final : public dist::NodeDelegate {
   void on_down(dist::Process& owner, const dist::RefKey& ref, const dist::Monitor& monitor, etf::Bytes reason) override;
 
  private:
-  void on_request(dist::Link& link, etf::Bytes message);
-  void on_cast(dist::Link& link, etf::Bytes message);
-  void on_batch(dist::Link& link, const etf::PidView& from, etf::Bytes message);
+  void on_request(dist::Link& link, dist::Incoming message);
+  void on_cast(dist::Link& link, dist::Incoming message);
+  void on_batch(dist::Link& link, const etf::PidView& from, dist::Incoming message);
+  void refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item, const std::string& why);
   void submit(CallPtr call);
   void remember(const CallPtr& call);
   void cancel(const CallPtr& call);

@@ -27,8 +27,10 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   answers_ = std::make_unique<Answers>(reactor_, node_pointer_);
 
   Invoker::Hooks invoker_hooks;
-  invoker_hooks.start_task = [this](const CallPtr& call, py::Ref coroutine) {
-    loop_->start_task(call, std::move(coroutine));
+  invoker_hooks.start_task = [this](const CallPtr& call, const py::Ref& coroutine) {
+    if (loop_->tasks() >= config_.pool.queue.items) return false;
+    loop_->start_task(call, py::Ref::borrow(coroutine.get()));
+    return true;
   };
   invoker_hooks.run_again = [this](CallPtr call) { pool_->push_internal(std::move(call)); };
   invoker_hooks.watch = [this](std::string pid) {

@@ -11,6 +11,8 @@ namespace bridge {
 namespace {
 
 constexpr std::chrono::microseconds kSentinelPeriod{500};
+constexpr std::size_t kLooks = 256;  // calls shown to the loop thread at a time
+constexpr int kStuckLooks = 2;
 constexpr std::chrono::microseconds kStuck{200};     // since the last call was taken: the busy ones are in slow calls
 constexpr std::chrono::microseconds kGilHold{1'000};  // then others get their turn
 
@@ -113,6 +115,7 @@ void WorkerPool::push_internal(CallPtr call) {
   const std::lock_guard lock(mutex_);
   queue_bytes_ += call->request.size();
   queue_.push_front(std::move(call));
+  ++looked_;  // not for the loop thread
   if (active_ == 0) return wake_some(1);
   asio::post(reactor_, [this] {
     const std::lock_guard again(mutex_);
@@ -164,8 +167,9 @@ void WorkerPool::sentinel() {
       nobody_free = idle_.empty();
       wake_some(queue_.size());
     }
+    stuck_looks_ = nobody_free ? stuck_looks_ + 1 : 0;
   }
-  if (nobody_free) hooks_.look_for_async();
+  if (nobody_free && stuck_looks_ >= kStuckLooks) hooks_.look_for_async();
   const bool unflushed = hooks_.has_unflushed();
   if (unflushed) hooks_.flush();
   if (work_left || unflushed) {
@@ -268,6 +272,7 @@ CallPtr WorkerPool::next(Worker& worker) {
   if (queue_.empty()) return nullptr;
   CallPtr call = std::move(queue_.front());
   queue_.pop_front();
+  if (looked_ > 0) --looked_;
   queue_bytes_ -= std::min(queue_bytes_, call->request.size());
   worker.current = call;
   last_taken_ = Clock::now();
@@ -288,27 +293,26 @@ bool WorkerPool::park(Worker& worker) {
 }
 
 CallPtr WorkerPool::take_for_loop(const std::function<bool(const CallPtr&)>& wanted) {
-  for (;;) {
+  for (std::size_t looks = 0; looks < kLooks; ++looks) {
     CallPtr candidate;
     {
       const std::lock_guard lock(mutex_);
-      for (auto& call : queue_) {
-        if (call->looked_at) continue;
-        call->looked_at = true;
-        candidate = call;
-        break;
-      }
+      if (looked_ >= queue_.size()) return nullptr;
+      candidate = queue_[looked_++];
     }
-    if (!candidate) return nullptr;
     if (!wanted(candidate)) continue;
     const std::lock_guard lock(mutex_);
-    auto found = std::find(queue_.begin(), queue_.end(), candidate);
-    if (found == queue_.end()) continue;  // a worker was quicker
-    queue_bytes_ -= std::min(queue_bytes_, candidate->request.size());
-    queue_.erase(found);
-    popped_.fetch_add(1, std::memory_order_relaxed);
-    return candidate;
+    // Workers may have taken some meanwhile: it lies at or before the last one looked at.
+    for (std::size_t at = std::min(looked_, queue_.size()); at-- > 0;) {
+      if (queue_[at] != candidate) continue;
+      queue_bytes_ -= std::min(queue_bytes_, candidate->request.size());
+      queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(at));
+      --looked_;
+      popped_.fetch_add(1, std::memory_order_relaxed);
+      return candidate;
+    }
   }
+  return nullptr;
 }
 
 void WorkerPool::interrupter() {

@@ -67,7 +67,7 @@ class WorkerPool {
   // Worker, under the GIL: the call's own code is over; from here on it cannot be interrupted.
   static void leave_user_code();
 
-  // Loop thread: takes the next waiting call that `wanted` likes; each call is shown once.
+  // Loop thread: takes the next waiting call that `wanted` likes; each call is shown once, and few at a time.
   CallPtr take_for_loop(const std::function<bool(const CallPtr&)>& wanted);
 
   std::size_t waiting() const;
@@ -111,6 +111,7 @@ class WorkerPool {
   mutable std::mutex mutex_;
   std::deque<CallPtr> queue_;
   std::size_t queue_bytes_ = 0;
+  std::size_t looked_ = 0;  // so many at the front were shown to the loop thread and left
   std::list<Worker> workers_;
   std::vector<Worker*> idle_;
   std::size_t active_ = 0;
@@ -130,6 +131,7 @@ class WorkerPool {
   bool sentinel_armed_ = false;
   bool wedged_armed_ = false;
   std::uint64_t popped_before_ = 0;
+  int stuck_looks_ = 0;  // the sentinel's, in a row, that found every worker busy and nothing taken
 };
 
 }  // namespace bridge

@@ -104,10 +104,11 @@ class Connection final : public Link {
       if (left < 4) break;
       const std::size_t length = etf::read_u32(bytes + at);
       if (length > limits_.max_frame) {
-        if (left - 4 < kHeadKept) break;
-        handler_.on_frame(*this, {bytes + at + 4, kHeadKept}, length);
-        at += 4 + kHeadKept;
-        skip_ = length - kHeadKept;
+        const std::size_t kept = std::min(kHeadKept, length);
+        if (left - 4 < kept) break;
+        handler_.on_frame(*this, {bytes + at + 4, kept}, length);
+        at += 4 + kept;
+        skip_ = length - kept;
         continue;
       }
       if (left - 4 < length) break;

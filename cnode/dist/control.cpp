@@ -330,20 +330,6 @@ Result<SpawnOptions> parse_spawn_options(Bytes options) {
     auto key = option.atom();
     if (!key) return Error{ErrorCode::kWrongType, at, "a spawn option's key is an atom"};
     if (*key == "monitor") out.monitor = true;
-    if (!(*key == "reply")) continue;
-    auto reply = option.atom();
-    if (!reply) return Error{ErrorCode::kWrongType, at, "the spawn option `reply` takes an atom"};
-    if (*reply == "yes") {
-      out.reply = SpawnOptions::Reply::kYes;
-    } else if (*reply == "no") {
-      out.reply = SpawnOptions::Reply::kNo;
-    } else if (*reply == "error_only") {
-      out.reply = SpawnOptions::Reply::kErrorOnly;
-    } else if (*reply == "success_only") {
-      out.reply = SpawnOptions::Reply::kSuccessOnly;
-    } else {
-      return Error{ErrorCode::kUnsupported, at, "an unknown value of the spawn option `reply`"};
-    }
   }
   if (*count > 0) {
     if (auto tail = in.nil(); !tail) return tail.error();

@@ -101,10 +101,8 @@ base::Result<Control> parse_control(etf::Reader& in);
 // What a SPAWN_REQUEST's options ask for; those that only matter to a BEAM's scheduler are passed
 // over.
 struct SpawnOptions {
-  enum class Reply { kYes, kNo, kErrorOnly, kSuccessOnly };
   bool link = false;
   bool monitor = false;
-  Reply reply = Reply::kYes;
 };
 base::Result<SpawnOptions> parse_spawn_options(etf::Bytes options);
 

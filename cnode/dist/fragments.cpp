@@ -1,5 +1,6 @@
 #include "cnode/dist/fragments.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include "cnode/etf/reader.hpp"
@@ -80,16 +81,17 @@ Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::i
 // The control tuple lies whole in the first fragment: it is at the front of what is held, or of
 // `data` when nothing is.
 base::Status Assembler::shrink_to_control(Sequence& sequence, etf::Bytes data) {
-  etf::Reader reader(sequence.bytes.empty() ? data : sequence.bytes.bytes());
+  const etf::Bytes held = sequence.bytes.empty() ? data : sequence.bytes.bytes();
+  etf::Reader reader(held);
   auto control = reader.term();
   if (!control) return control.error();
+  const std::size_t size = control->size() + std::min(reader.remaining(), limits_.beginning);
   etf::Buffer kept;
-  // Control tuples may take a little more than the messages, so that those refused for the total
+  // What is kept may take a little more than the messages, so that those refused for the total
   // can be answered.
   const std::size_t room = limits_.total + limits_.total / 8;
-  if (control->size() <= limits_.control &&
-      held_ - sequence.bytes.size() + control->size() <= room) {
-    kept.append(*control);
+  if (control->size() <= limits_.control && held_ - sequence.bytes.size() + size <= room) {
+    kept.append(held.first(size));
   }
   release(sequence);
   held_ += kept.size();

@@ -27,6 +27,7 @@ struct FragmentLimits {
   std::size_t total = 2 * etf::kMaxMessage;  // bytes held for all unfinished ones together
   std::size_t sequences = 10'000;            // unfinished ones; one more is an error
   std::size_t control = 256 * 1024;  // bytes kept of a control tuple whose message is dropped
+  std::size_t beginning = 16 * 1024;  // and of that message: enough to see who asked
 };
 
 struct Assembled {

@@ -24,6 +24,8 @@ using base::ErrorCode;
 namespace {
 
 constexpr std::string_view kNetKernel = "net_kernel";
+constexpr std::chrono::minutes kFragmentsIdle{10};  // then an unfinished message will never be finished
+constexpr std::size_t kMaxWatchers = 2'000'000;     // of one process; a peer that wants more is dropped
 
 std::string_view alive_part(std::string_view name) { return name.substr(0, name.find('@')); }
 std::string_view host_part(std::string_view name) {
@@ -375,11 +377,15 @@ void Node::open_link(Socket socket, PeerInfo peer) {
   }
   LinkLimits limits;
   limits.ticktime = config_.ticktime;
+  limits.max_frame = config_.max_message + kFragmentSize;
+  FragmentLimits fragments;
+  fragments.message = config_.max_message;
+  fragments.total = 2 * config_.max_message;
   const std::uint64_t id = next_link_++;
   auto link = std::make_shared<Connection<TcpTransport>>(id, peer, std::move(socket), static_cast<LinkHandler&>(*this),
                                                          limits);
   links_[id] = link;
-  assemblers_.try_emplace(id);
+  assemblers_.try_emplace(id, fragments);
   {
     const std::lock_guard lock(names_mutex_);
     links_by_name_[peer.name] = link;
@@ -514,24 +520,27 @@ void Node::on_frame(Link& link, etf::Bytes bytes, std::size_t whole_size) {
     case Frame::Kind::kTick:
       return;
     case Frame::Kind::kPassThrough:
-      return on_signal(link, frame->body, true, too_large);
+      return on_signal(link, {frame->body}, true, too_large);
     case Frame::Kind::kWhole:
-      return on_signal(link, frame->body, false, too_large);
+      return on_signal(link, {frame->body}, false, too_large);
     case Frame::Kind::kFirstFragment:
     case Frame::Kind::kFragment: {
       if (too_large) return reject(link, {ErrorCode::kTooLarge, 0, {}}, "a fragment over the limit");
+      if (frame->kind == Frame::Kind::kFirstFragment && assembler->second.open() > 0) {
+        assembler->second.drop_idle(Assembler::Clock::now() - kFragmentsIdle);
+      }
       auto whole = frame->kind == Frame::Kind::kFirstFragment
                        ? assembler->second.on_first(frame->sequence, frame->fragment, frame->body)
                        : assembler->second.on_next(frame->sequence, frame->fragment, frame->body);
       if (!whole) return reject(link, whole.error(), "fragments out of order");
       if (!*whole) return;
-      return on_signal(link, (*whole)->bytes.bytes(), false, (*whole)->too_large);
+      return on_signal(link, {(*whole)->bytes.bytes(), &(*whole)->bytes}, false, (*whole)->too_large);
     }
   }
 }
 
-void Node::on_signal(Link& link, etf::Bytes body, bool pass_through, bool too_large) {
-  etf::Reader in(body);
+void Node::on_signal(Link& link, Incoming body, bool pass_through, bool too_large) {
+  etf::Reader in(body.bytes);
   if (pass_through) {
     if (auto version = in.version(); !version) return reject(link, version.error(), "a frame without version byte");
   }
@@ -546,7 +555,7 @@ void Node::on_signal(Link& link, etf::Bytes body, bool pass_through, bool too_la
   if (pass_through && control->has_payload) {
     if (auto version = in.version(); !version) return reject(link, version.error(), "a message without version byte");
   }
-  on_signal(link, *control, in.rest(), too_large);
+  on_signal(link, *control, Incoming{in.rest(), body.whole}, too_large);
 }
 
 Process* Node::target(const Party& to) {
@@ -560,7 +569,8 @@ Process* Node::target(const Party& to) {
   }
 }
 
-void Node::on_signal(Link& link, const Control& control, etf::Bytes message, bool too_large) {
+void Node::on_signal(Link& link, const Control& control, Incoming incoming, bool too_large) {
+  const etf::Bytes message = incoming.bytes;
   switch (control.op) {
     case Op::kSend:
     case Op::kSendTt:
@@ -568,14 +578,14 @@ void Node::on_signal(Link& link, const Control& control, etf::Bytes message, boo
     case Op::kSendSenderTt:
     case Op::kRegSend:
     case Op::kRegSendTt:
-      return deliver(link, target(control.to), control, message, too_large);
+      return deliver(link, target(control.to), control, incoming, too_large);
     case Op::kAliasSend:
     case Op::kAliasSendTt:
       return delegate_.on_alias_message(link, control.to.alias, message);
     case Op::kAltactSigSend:
       if ((control.flags & kAltactExit) != 0) return on_exit(link, control, message);
       if (control.to.kind == Party::Kind::kAlias) return delegate_.on_alias_message(link, control.to.alias, message);
-      return deliver(link, target(control.to), control, message, too_large);
+      return deliver(link, target(control.to), control, incoming, too_large);
     case Op::kMonitorP:
       return on_monitor(link, control);
     case Op::kDemonitorP:
@@ -617,14 +627,14 @@ void Node::on_signal(Link& link, const Control& control, etf::Bytes message, boo
   }
 }
 
-void Node::deliver(Link& link, Process* to, const Control& control, etf::Bytes message, bool too_large) {
+void Node::deliver(Link& link, Process* to, const Control& control, Incoming message, bool too_large) {
   if (to == nullptr) {
     spdlog::debug("{}: a message to a process that does not exist", link.peer().name);
     return;
   }
-  if (too_large) return delegate_.on_too_large(link, *to, message);
-  if (to->system && to->name == kNetKernel) return on_net_kernel(link, message);
+  if (to->system && to->name == kNetKernel) return on_net_kernel(link, message.bytes);
   const bool told = control.from.kind == Party::Kind::kPid;
+  if (too_large) return delegate_.on_too_large(link, told ? &control.from.pid : nullptr, message.bytes);
   delegate_.on_message(link, *to, told ? &control.from.pid : nullptr, message);
 }
 
@@ -657,6 +667,9 @@ void Node::on_monitor(Link& link, const Control& control) {
     const etf::Buffer name = by_name ? encode_atom(control.to.name.utf8()) : etf::Buffer();
     return send_down(link, by_name ? bytes_of(name) : control.to.pid.raw, control.from.pid.raw, control.ref.raw,
                      noproc().bytes());
+  }
+  if (process->watchers.size() >= kMaxWatchers) {
+    return reject(link, {ErrorCode::kTooLarge, 0, {}}, "more monitors than a process may have");
   }
   process->watchers[RefKey::of(link.id(), control.ref)] =
       Watcher{link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), by_name};

@@ -52,6 +52,7 @@ struct NodeConfig {
   std::chrono::milliseconds handshake_step{7'000};
   std::size_t max_pending = 64;  // half-open peers; one more ends the oldest
   std::size_t max_links = 1024;
+  std::size_t max_message = etf::kMaxMessage;
 };
 
 struct SpawnRequest {
@@ -66,6 +67,13 @@ struct SpawnRequest {
   etf::Bytes arguments;  // a list
 };
 
+// A message as it came in. The bytes hold only for the call; a large one stands in a buffer of its own, which may be
+// taken over instead of copied (its bytes stay where they are).
+struct Incoming {
+  etf::Bytes bytes;
+  etf::Buffer* whole = nullptr;
+};
+
 enum class ExitKind {
   kLink,    // a linked process ended
   kSignal,  // exit(Pid, Reason)
@@ -76,10 +84,10 @@ class NodeDelegate {
   virtual ~NodeDelegate() = default;
   virtual void on_link_up(const LinkPtr& link) = 0;
   virtual void on_link_down(Link& link) = 0;
-  // `from` is nullptr where the sender is not told. The bytes are the message and hold only for the call.
-  virtual void on_message(Link& link, Process& to, const etf::PidView* from, etf::Bytes message) = 0;
+  // `from` is nullptr where the sender is not told.
+  virtual void on_message(Link& link, Process& to, const etf::PidView* from, Incoming message) = 0;
   // A message over the limit; of its bytes only the beginning is here.
-  virtual void on_too_large(Link& link, Process& to, etf::Bytes beginning) = 0;
+  virtual void on_too_large(Link& link, const etf::PidView* from, etf::Bytes beginning) = 0;
   virtual void on_alias_message(Link& link, const etf::RefView& alias, etf::Bytes message) = 0;
   // Why a process may not be spawned, as an atom's text; nothing when it may.
   virtual std::optional<std::string_view> refuse_spawn(Link& link, const SpawnRequest& request) = 0;
@@ -156,10 +164,10 @@ class Node final : private LinkHandler {
   // Signals.
   void on_frame(Link& link, etf::Bytes frame, std::size_t whole_size) override;
   void on_link_closed(Link& link, const std::string& reason) override;
-  void on_signal(Link& link, etf::Bytes control_and_message, bool pass_through, bool too_large);
-  void on_signal(Link& link, const Control& control, etf::Bytes message, bool too_large);
+  void on_signal(Link& link, Incoming control_and_message, bool pass_through, bool too_large);
+  void on_signal(Link& link, const Control& control, Incoming message, bool too_large);
   void on_net_kernel(Link& link, etf::Bytes message);
-  void deliver(Link& link, Process* to, const Control& control, etf::Bytes message, bool too_large);
+  void deliver(Link& link, Process* to, const Control& control, Incoming message, bool too_large);
   void on_monitor(Link& link, const Control& control);
   void on_demonitor(Link& link, const Control& control);
   void on_link(Link& link, const Control& control);

@@ -295,7 +295,7 @@ base::Status Reader::version() {
   return base::Done{};
 }
 
-Result<Bytes> Reader::term(std::size_t outer_depth) {
+Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
   const std::uint8_t* const start = cursor_;
   const std::uint8_t* at = cursor_;
   std::array<Open, kMaxDepth + 1> stack;  // NOLINT: only the part in use is ever initialized
@@ -476,7 +476,12 @@ Result<Bytes> Reader::term(std::size_t outer_depth) {
     if (!container) continue;
     if (children > left()) return fail(ErrorCode::kTruncated, at);
     if (children == 0 && must_end == nullptr) continue;
-    if (outer_depth + depth >= kMaxDepth) return fail(ErrorCode::kTooDeep, at);
+    if (outer_depth + depth >= kMaxDepth) {
+      if (nesting == Nesting::kLimited) return fail(ErrorCode::kTooDeep, at);
+      // Deeper levels only count what is still to come: no stack, and no check of where a fun ends.
+      stack[depth].remaining += children;
+      continue;
+    }
     stack[++depth] = {children, must_end};
   }
 }

@@ -37,12 +37,17 @@ class Reader {
   base::Status version();                          // the byte 131 in front of a whole term
 
   // Any one term, checked in depth: its exact bytes. `depth` says how many containers it already stands in.
-  base::Result<Bytes> term(std::size_t depth = 0);
+  base::Result<Bytes> term(std::size_t depth = 0) { return walk(depth, Nesting::kLimited); }
+
+  // Any one term however deeply nested: for stepping over one that term() found too deep.
+  base::Result<Bytes> skip() { return walk(0, Nesting::kAny); }
 
   // Steps over bytes that the caller has read by itself; never past the end.
   void advance(std::size_t count) { cursor_ += count < remaining() ? count : remaining(); }
 
  private:
+  enum class Nesting { kLimited, kAny };
+  base::Result<Bytes> walk(std::size_t outer_depth, Nesting nesting);
   base::Error fail(base::ErrorCode code) const { return {code, offset(), {}}; }
   base::Error fail(base::ErrorCode code, const std::uint8_t* at) const {
     return {code, static_cast<std::size_t>(at - begin_), {}};

@@ -211,6 +211,7 @@ const std::vector<Setting>& settings() {
       {"binary", "auto", "what a binary becomes: auto (str if it is UTF-8), str or bytes"},
       {"ticktime", "60", "net_ticktime of the cluster, in seconds"},
       {"queue", "100000", "calls that may wait for a worker"},
+      {"max-message", "256", "largest message to take, in MiB, whole or in fragments"},
       {"grace-ms", "5000", "how long a cancelled call may sit in native code before its worker is replaced"},
       {"drain-timeout", "20", "seconds accepted calls may take to end once the node is told to stop"},
       {"log-level", "info", "trace, debug, info, warning, error, critical or off"},
@@ -257,6 +258,7 @@ Config read_config(int argc, char** argv) {
   if (const char* address = std::getenv("ERL_EPMD_ADDRESS"); address != nullptr && *address != '\0') {
     node.epmd.host = std::string(address).substr(0, std::string(address).find(','));
   }
+  node.max_message = number(config, "max-message", 1, 1024) << 20;
   node.ticktime = std::chrono::seconds(number(config, "ticktime", 1, 86'400));
 
   config.imports = config.values.at("import").values;

@@ -19,4 +19,18 @@ std::size_t integer_byte_room(PyObject* non_negative);
 // how many count.
 std::size_t integer_to_bytes(PyObject* non_negative, std::uint8_t* out, std::size_t room);
 
+// The value of an exact int of one digit, which is what most are; false for longer ones.
+inline bool one_digit(PyObject* exact_int, long long& value) {
+  auto* number = reinterpret_cast<PyLongObject*>(exact_int);
+#if PY_VERSION_HEX >= 0x030C0000
+  if (PyUnstable_Long_IsCompact(number) == 0) return false;
+  value = PyUnstable_Long_CompactValue(number);
+#else
+  const Py_ssize_t size = Py_SIZE(number);
+  if (size < -1 || size > 1) return false;
+  value = size == 0 ? 0 : size * static_cast<long long>(number->ob_digit[0]);
+#endif
+  return true;
+}
+
 }  // namespace py

@@ -47,7 +47,7 @@ class TextCache {
 
     bool holds(std::uint32_t wanted, std::string_view name) const {
       return hash == wanted && size == name.size() && object != nullptr &&
-             std::memcmp(text, name.data(), name.size()) == 0;
+             same(text, name.data(), name.size());
     }
   };
 
@@ -55,25 +55,41 @@ class TextCache {
     void operator()(Entry* entries) const;
   };
 
-  // Mixes the first and the last eight bytes with the length (all of them up to 16 bytes), then
-  // what is between.
+  // All of the text, eight bytes at a time; the last eight may overlap those before.
   static std::uint32_t hash_of(std::string_view text) {
     const char* at = text.data();
     const std::size_t size = text.size();
     std::uint64_t mix = size;
     if (size >= 8) {
-      for (std::size_t i = 0; i + 8 < size; i += 8) mix = (mix ^ word(at + i)) * kOdd;
-      mix = (mix ^ word(at + size - 8)) * kOdd;
+      for (std::size_t i = 0; i + 8 < size; i += 8)
+        mix = (mix ^ load<std::uint64_t>(at + i)) * kOdd;
+      mix ^= load<std::uint64_t>(at + size - 8);
     } else {
-      std::uint64_t bytes = 0;
-      for (std::size_t i = 0; i < size; ++i)
-        bytes = (bytes << 8) | static_cast<std::uint8_t>(at[i]);
-      mix = (mix ^ bytes) * kOdd;
+      mix ^= short_text(at, size) << 3;
     }
+    mix *= kOdd;
     return static_cast<std::uint32_t>(mix >> 32) ^ static_cast<std::uint32_t>(mix >> 20);
   }
-  static std::uint64_t word(const char* at) {
-    std::uint64_t value = 0;
+  static bool same(const char* left, const char* right, std::size_t size) {
+    if (size < 8) return short_text(left, size) == short_text(right, size);
+    for (std::size_t i = 0; i + 8 < size; i += 8) {
+      if (load<std::uint64_t>(left + i) != load<std::uint64_t>(right + i)) return false;
+    }
+    return load<std::uint64_t>(left + size - 8) == load<std::uint64_t>(right + size - 8);
+  }
+  // Up to seven bytes as one number, each at a place of its own.
+  static std::uint64_t short_text(const char* at, std::size_t size) {
+    if (size >= 4) {
+      return (std::uint64_t{load<std::uint32_t>(at)} << 32) | load<std::uint32_t>(at + size - 4);
+    }
+    if (size == 0) return 0;
+    return (std::uint64_t{load<std::uint8_t>(at)} << 16) |
+           (std::uint64_t{load<std::uint8_t>(at + size / 2)} << 8) |
+           load<std::uint8_t>(at + size - 1);
+  }
+  template <class Number>
+  static Number load(const char* at) {
+    Number value = 0;
     std::memcpy(&value, at, sizeof value);
     return value;
   }

@@ -45,7 +45,11 @@ struct Classes {
         improper(terms, "ImproperList", {"items", "tail"}),
         resolved(py::attribute(encoders, "resolved")),
         resolve(py::attribute(encoders, "resolve")),
-        short_repr(py::attribute(encoders, "short_repr")) {}
+        short_repr(py::attribute(encoders, "short_repr")) {
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      bytes[i] = py::check(PyLong_FromSize_t(i));
+    }
+  }
 
   py::Ref atom;
   SlotClass<4> pid;
@@ -55,9 +59,10 @@ struct Classes {
   SlotClass<1> fun;
   SlotClass<2> bits;
   SlotClass<2> improper;
-  py::Ref resolved;    // dict: type -> encoder, place in NATIVE, or None
-  py::Ref resolve;     // fills it
-  py::Ref short_repr;  // object -> str of bounded length
+  py::Ref resolved;                // dict: type -> encoder, place in NATIVE, or None
+  py::Ref resolve;                 // fills it
+  py::Ref short_repr;              // object -> str of bounded length
+  std::array<py::Ref, 256> bytes;  // the ints 0 to 255
 
   PyTypeObject* atom_type() const { return reinterpret_cast<PyTypeObject*>(atom.get()); }
   bool is_atom(PyObject* object) const { return PyObject_TypeCheck(object, atom_type()) != 0; }

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cnode/py/gil.hpp"
 #include "cnode/py/integer.hpp"
 #include "cnode/term/cache.hpp"
 #include "cnode/term/classes.hpp"
@@ -26,6 +27,25 @@ using etf::read_u32;
 using etf::read_u64;
 
 namespace {
+
+// From here on bytes are copied without the GIL: nobody else has the new object yet, and a copy of
+// megabytes would hold every other thread up.
+constexpr std::size_t kLongCopy = 256 * 1024;
+
+void copy_into(void* to, const std::uint8_t* data, std::size_t size) {
+  if (size > kLongCopy) {
+    const py::GilRelease released;
+    std::memcpy(to, data, size);
+  } else if (size > 0) {
+    std::memcpy(to, data, size);
+  }
+}
+
+PyObject* new_bytes(const std::uint8_t* data, std::size_t size) {
+  PyObject* value = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
+  if (value != nullptr) copy_into(PyBytes_AS_STRING(value), data, size);
+  return value;
+}
 
 bool is_ascii(const std::uint8_t* data, std::size_t size) {
   constexpr std::uint64_t kHigh = 0x8080808080808080u;
@@ -76,10 +96,12 @@ class Decoder {
   std::size_t consumed() const { return static_cast<std::size_t>(at_ - begin_); }
 
  private:
-  enum class Kind : std::uint8_t { kTuple, kList, kMapKey, kMapValue, kLongerList, kTail };
+  enum class Kind : std::uint8_t { kTuple, kList, kMapKey, kMapValue, kLongerList, kTail, kTailed };
+  enum class Place : bool { kKey, kValue };
 
   // An open container. A list whose tail is a list again (no BEAM writes that) becomes a
-  // kLongerList: it grows, and counts one level deeper for each such tail.
+  // kLongerList: it grows, and counts one level deeper for each such tail. One whose tail is no
+  // list waits for it as kTail and is kTailed when it has it.
   struct Open {
     PyObject* object;
     PyObject* key;  // of a map: the key that waits for its value
@@ -97,13 +119,24 @@ class Decoder {
   }
   PyObject* truncated() { return refuse(ErrorCode::kTruncated, at_); }
 
-  PyObject*
-  read();  // the value at the cursor; null with opened_ set when it is a container that opened
-  PyObject* place(PyObject* value);
+  // Null, and there is more to read.
+  PyObject* more() {
+    more_ = true;
+    return nullptr;
+  }
+
+  bool fill(Open& top);
+  PyObject* plain(Place place);
+  PyObject* read();  // the value at the cursor; or null with more_ set when a container opened
+  bool put(Open& top, PyObject* value);
+  bool insert(Open& map, PyObject* key, PyObject* value);
+  bool is_full(const Open& top) const {
+    return top.index == top.count && (top.kind != Kind::kTail && top.kind != Kind::kMapValue);
+  }
+  PyObject* close(Open& top);
+  bool ends(Open& list);
   PyObject* open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms,
                  std::size_t header);
-  PyObject* tail(Open& list);
-  PyObject* improper(PyObject* list, PyObject* tail_value);
 
   PyObject* atom(const std::uint8_t* text, std::size_t size, bool latin1, std::size_t header);
   PyObject* binary(const std::uint8_t* data, std::size_t size);
@@ -132,131 +165,225 @@ class Decoder {
   std::uint64_t owed_ = 1;
   std::size_t open_ = 0;   // containers on the stack
   std::size_t depth_ = 0;  // levels of nesting: open_, and the levels of longer lists
-  bool opened_ = false;
-  bool refused_ = false;
+  bool more_ = false;      // a null says: go on reading
+  bool refused_ = false;   // a null says: the bytes are at fault
+  bool failed_ = false;    // plain()'s null says: Python is
   base::Error error_;
   Open stack_[etf::kMaxDepth];  // NOLINT: only the part in use is ever initialized
 };
 
 PyObject* Decoder::run() {
   for (;;) {
-    PyObject* value = read();
-    if (value == nullptr) {
-      if (!opened_) return nullptr;
-      opened_ = false;
-      continue;
+    PyObject* value = nullptr;
+    if (open_ > 0 && !fill(stack_[open_ - 1])) return nullptr;
+    if (open_ > 0 && is_full(stack_[open_ - 1])) {
+      value = close(stack_[open_ - 1]);
+    } else {
+      value = read();
     }
-    if (open_ == 0) return value;
-    value = place(value);
+    while (value != nullptr && open_ > 0) {
+      Open& top = stack_[open_ - 1];
+      value = put(top, value) ? (is_full(top) ? close(top) : more()) : nullptr;
+    }
     if (value != nullptr) return value;
-    if (!opened_) return nullptr;
-    opened_ = false;
+    if (!std::exchange(more_, false)) return nullptr;
   }
 }
 
-// Gives `value` to the innermost open container, and that one, when it is full, to the next.
-// Returns the whole term when nothing is open any more; null with opened_ set when there is more to
-// read.
-PyObject* Decoder::place(PyObject* value) {
-  while (open_ > 0) {
-    Open& top = stack_[open_ - 1];
-    switch (top.kind) {
-      case Kind::kTuple:
-        PyTuple_SET_ITEM(top.object, static_cast<Py_ssize_t>(top.index), value);
-        if (++top.index < top.count) {
-          opened_ = true;
-          return nullptr;
-        }
-        value = top.object;
-        break;
-      case Kind::kList:
-        PyList_SET_ITEM(top.object, static_cast<Py_ssize_t>(top.index), value);
-        if (++top.index < top.count) {
-          opened_ = true;
-          return nullptr;
-        }
-        value = tail(top);
-        if (value == nullptr) return nullptr;
-        break;
-      case Kind::kLongerList: {
-        const int status = PyList_Append(top.object, value);
-        Py_DECREF(value);
-        if (status < 0) return nullptr;
-        if (++top.index < top.count) {
-          opened_ = true;
-          return nullptr;
-        }
-        value = tail(top);
-        if (value == nullptr) return nullptr;
-        break;
-      }
-      case Kind::kTail: {
-        PyObject* list = top.object;
-        depth_ -= 1u + top.levels;
-        --open_;
-        value = improper(list, value);
-        if (value == nullptr) return nullptr;
-        continue;
-      }
-      case Kind::kMapKey:
-        top.key = value;
+// Reads the plain values that come next straight into their places: the short way that most terms
+// take. Whatever is not plain, or not whole, is left to read(). False when Python failed or a key
+// was refused.
+bool Decoder::fill(Open& top) {
+  const std::uint32_t before = top.index;
+  if (top.kind == Kind::kMapKey) {
+    while (top.index < top.count) {
+      PyObject* key = plain(Place::kKey);
+      if (key == nullptr) break;
+      PyObject* value = plain(Place::kValue);
+      if (value == nullptr) {
+        top.key = key;
         top.kind = Kind::kMapValue;
-        opened_ = true;
-        return nullptr;
-      case Kind::kMapValue: {
-        PyObject* key = std::exchange(top.key, nullptr);
-        const py::Ref owned_key = py::Ref::steal(key);
-        const py::Ref owned_value = py::Ref::steal(value);
-        if (PyDict_SetItem(top.object, key, value) < 0) {
-          if (!PyErr_ExceptionMatches(PyExc_TypeError)) return nullptr;
-          PyErr_Clear();
-          return refuse(ErrorCode::kUnsupported, at_,
-                        "a map key that Python cannot hash: " + describe(classes_, key));
-        }
-        if (PyDict_GET_SIZE(top.object) != static_cast<Py_ssize_t>(top.index) + 1) {
-          return refuse(ErrorCode::kUnsupported, at_,
-                        "two map keys that are equal in Python: " + describe(classes_, key));
-        }
-        if (++top.index < top.count) {
-          top.kind = Kind::kMapKey;
-          opened_ = true;
-          return nullptr;
-        }
-        value = top.object;
+        --owed_;
         break;
       }
+      if (!insert(top, key, value)) return false;
     }
-    depth_ -= 1u + top.levels;
-    --open_;
+    owed_ -= 2 * std::uint64_t{top.index - before};
+  } else if (top.kind == Kind::kTuple || top.kind == Kind::kList) {
+    PyObject** items = top.kind == Kind::kTuple
+                           ? reinterpret_cast<PyTupleObject*>(top.object)->ob_item
+                           : reinterpret_cast<PyListObject*>(top.object)->ob_item;
+    for (; top.index < top.count; ++top.index) {
+      PyObject* value = plain(Place::kValue);
+      if (value == nullptr) break;
+      items[top.index] = value;
+    }
+    owed_ -= top.index - before;
   }
+  return !failed_;
+}
+
+// The value at the cursor when it is of the commonest kinds and whole; null when it is not, with
+// failed_ set when it is only Python that failed.
+inline PyObject* Decoder::plain(Place place) {
+  const std::size_t available = left();
+  if (available < 2) return nullptr;
+  PyObject* value = nullptr;
+  switch (*at_) {
+    case etf::kSmallInteger:
+      value = classes_.bytes[at_[1]].get();
+      Py_INCREF(value);
+      at_ += 2;
+      return value;
+    case etf::kInteger:
+      if (available < 5) return nullptr;
+      value = PyLong_FromLong(static_cast<std::int32_t>(read_u32(at_ + 1)));
+      at_ += 5;
+      break;
+    case etf::kSmallAtomUtf8: {
+      const std::size_t size = at_[1];
+      if (available - 2 < size || size > TextCache::kLongest) return nullptr;
+      value = codec_.values_->find(text_of(at_ + 2, size));
+      if (value == nullptr) return nullptr;
+      Py_INCREF(value);
+      at_ += 2 + size;
+      return value;
+    }
+    case etf::kBinary: {
+      if (available < 5 || options_.binary == BinaryPolicy::kBytes) return nullptr;
+      const std::size_t size = read_u32(at_ + 1);
+      if (size > available - 5) return nullptr;
+      if (place == Place::kKey && size <= TextCache::kLongest) {
+        value = codec_.keys_->find(text_of(at_ + 5, size));
+        if (value == nullptr) return nullptr;
+        Py_INCREF(value);
+      } else {
+        if (!is_ascii(at_ + 5, size)) return nullptr;
+        value = PyUnicode_New(static_cast<Py_ssize_t>(size), 127);
+        if (value != nullptr && size > 0) {
+          std::memcpy(PyUnicode_1BYTE_DATA(value), at_ + 5, size);
+        }
+      }
+      at_ += 5 + size;
+      break;
+    }
+    case etf::kNewFloat: {
+      if (available < 9) return nullptr;
+      const auto number = std::bit_cast<double>(read_u64(at_ + 1));
+      if (!std::isfinite(number)) return nullptr;
+      value = PyFloat_FromDouble(number);
+      at_ += 9;
+      break;
+    }
+    default:
+      return nullptr;
+  }
+  failed_ = value == nullptr;
   return value;
 }
 
-// A list has its elements: what ends it? Its value when that was [] (or characters); null when
-// there is more to read.
-PyObject* Decoder::tail(Open& list) {
-  if (at_ == end_) return truncated();
+// Gives `value` to a container as its next element. False when that failed.
+bool Decoder::put(Open& top, PyObject* value) {
+  switch (top.kind) {
+    case Kind::kTuple:
+      PyTuple_SET_ITEM(top.object, static_cast<Py_ssize_t>(top.index++), value);
+      return true;
+    case Kind::kList:
+      PyList_SET_ITEM(top.object, static_cast<Py_ssize_t>(top.index++), value);
+      return true;
+    case Kind::kLongerList: {
+      const py::Ref owned = py::Ref::steal(value);
+      ++top.index;
+      return PyList_Append(top.object, value) == 0;
+    }
+    case Kind::kTail: {
+      // The improper list takes the place of the list that it was until now.
+      PyObject* items = PyList_AsTuple(top.object);
+      PyObject* whole = classes_.improper.make(items, value);
+      if (whole == nullptr) return false;
+      Py_SETREF(top.object, whole);
+      top.kind = Kind::kTailed;
+      return true;
+    }
+    case Kind::kMapKey:
+      top.key = value;
+      top.kind = Kind::kMapValue;
+      return true;
+    case Kind::kMapValue:
+      top.kind = Kind::kMapKey;
+      return insert(top, std::exchange(top.key, nullptr), value);
+    case Kind::kTailed:
+      break;
+  }
+  return false;
+}
+
+// Puts a pair into a map, taking over both. Keys that Erlang tells apart must not become one.
+inline bool Decoder::insert(Open& map, PyObject* key, PyObject* value) {
+  const py::Ref owned_key = py::Ref::steal(key);
+  const py::Ref owned_value = py::Ref::steal(value);
+  if (PyDict_SetItem(map.object, key, value) < 0) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) return false;
+    PyErr_Clear();
+    refuse(ErrorCode::kUnsupported, at_,
+           "a map key that Python cannot hash: " + describe(classes_, key));
+    return false;
+  }
+  if (PyDict_GET_SIZE(map.object) != static_cast<Py_ssize_t>(map.index) + 1) {
+    refuse(ErrorCode::kUnsupported, at_,
+           "two map keys that are equal in Python: " + describe(classes_, key));
+    return false;
+  }
+  ++map.index;
+  return true;
+}
+
+// Takes a full container off the stack: its value, or null when it was a list that does not end
+// yet.
+PyObject* Decoder::close(Open& top) {
+  if (top.kind == Kind::kList || top.kind == Kind::kLongerList) {
+    if (!ends(top)) return nullptr;
+  }
+  depth_ -= 1u + top.levels;
+  --open_;
+  return top.object;
+}
+
+// A list has its elements: what ends it? True when that was [] (or characters); false when there is
+// more to read, or it is refused.
+bool Decoder::ends(Open& list) {
+  if (at_ == end_) {
+    truncated();
+    return false;
+  }
   if (*at_ == etf::kNil) {
     ++at_;
     --owed_;
-    return list.object;
+    return true;
   }
   if (*at_ == etf::kString) {
-    if (left() < 3 || left() - 3 < read_u16(at_ + 1)) return truncated();
+    if (left() < 3 || left() - 3 < read_u16(at_ + 1)) {
+      truncated();
+      return false;
+    }
     const std::size_t size = read_u16(at_ + 1);
     at_ += 3;
     --owed_;
-    if (!append_characters(list.object, size)) return nullptr;
+    if (!append_characters(list.object, size)) return false;
     at_ += size;
-    return list.object;
+    return true;
   }
   if (*at_ == etf::kList) {
-    if (left() < 5) return truncated();
-    const std::uint32_t count = read_u32(at_ + 1);
-    if (count == 0) return refuse(ErrorCode::kMalformed, at_);
+    const std::uint32_t count = left() < 5 ? 0 : read_u32(at_ + 1);
     owed_ += count;  // its elements and its tail, less itself
-    if (owed_ > left() - 5) return truncated();
-    if (depth_ == etf::kMaxDepth) return refuse(ErrorCode::kTooDeep, at_);
+    if (left() < 5 || (count != 0 && owed_ > left() - 5)) {
+      truncated();
+      return false;
+    }
+    if (count == 0 || depth_ == etf::kMaxDepth) {
+      refuse(count == 0 ? ErrorCode::kMalformed : ErrorCode::kTooDeep, at_);
+      return false;
+    }
     at_ += 5;
     ++depth_;
     list.kind = Kind::kLongerList;
@@ -266,14 +393,8 @@ PyObject* Decoder::tail(Open& list) {
   } else {
     list.kind = Kind::kTail;
   }
-  opened_ = true;
-  return nullptr;
-}
-
-PyObject* Decoder::improper(PyObject* list, PyObject* tail_value) {
-  PyObject* items = PyList_AsTuple(list);
-  Py_DECREF(list);
-  return classes_.improper.make(items, tail_value);
+  more_ = true;
+  return false;
 }
 
 // Pushes a container that has `terms` terms to come after its header of `header` bytes.
@@ -284,8 +405,7 @@ PyObject* Decoder::open(PyObject* object, Kind kind, std::uint32_t count, std::u
   owed_ += terms;
   stack_[open_++] = {object, nullptr, 0, count, kind, 0};
   ++depth_;
-  opened_ = true;
-  return nullptr;
+  return more();
 }
 
 PyObject* Decoder::read() {
@@ -443,14 +563,26 @@ PyObject* Decoder::atom(const std::uint8_t* text, std::size_t size, bool latin1,
 PyObject* Decoder::binary(const std::uint8_t* data, std::size_t size) {
   const char* text = reinterpret_cast<const char*>(data);
   const auto length = static_cast<Py_ssize_t>(size);
-  if (options_.binary == BinaryPolicy::kBytes) return PyBytes_FromStringAndSize(text, length);
-  if (is_ascii(data, size)) {
+  if (options_.binary == BinaryPolicy::kBytes) return new_bytes(data, size);
+  enum class Text { kAscii, kUtf8, kNone };
+  const auto look = [&] {
+    if (is_ascii(data, size)) return Text::kAscii;
+    return etf::is_utf8(text_of(data, size)) ? Text::kUtf8 : Text::kNone;
+  };
+  Text kind = Text::kNone;
+  if (size > kLongCopy) {
+    const py::GilRelease released;
+    kind = look();
+  } else {
+    kind = look();
+  }
+  if (kind == Text::kAscii) {
     PyObject* value = PyUnicode_New(length, 127);
-    if (value != nullptr && size > 0) std::memcpy(PyUnicode_1BYTE_DATA(value), data, size);
+    if (value != nullptr) copy_into(PyUnicode_1BYTE_DATA(value), data, size);
     return value;
   }
-  if (etf::is_utf8(text_of(data, size))) return PyUnicode_DecodeUTF8(text, length, nullptr);
-  if (options_.binary == BinaryPolicy::kAuto) return PyBytes_FromStringAndSize(text, length);
+  if (kind == Text::kUtf8) return PyUnicode_DecodeUTF8(text, length, nullptr);
+  if (options_.binary == BinaryPolicy::kAuto) return new_bytes(data, size);
   return refuse(ErrorCode::kUnsupported, at_, "a binary that is not UTF-8 where text is asked for");
 }
 
@@ -487,8 +619,7 @@ PyObject* Decoder::tagged_bytes(std::size_t header) {
   const std::size_t front = header + (small ? 2 : 3) + 5;
   const std::size_t size = read_u32(at_ + front + 1);
   if (size > left() - front - 5) return truncated();
-  PyObject* value = PyBytes_FromStringAndSize(reinterpret_cast<const char*>(at_ + front + 5),
-                                              static_cast<Py_ssize_t>(size));
+  PyObject* value = new_bytes(at_ + front + 5, size);
   if (value != nullptr) at_ += front + 5 + size;
   return value;
 }

@@ -69,6 +69,23 @@ void write_utf8(const Character* text, std::size_t length, std::uint8_t* at) {
   }
 }
 
+// memcpy for a few bytes, without the call.
+inline void copy_short(std::uint8_t* to, const std::uint8_t* from, std::size_t size) {
+  if (size >= 8) {
+    for (std::size_t i = 0; i + 8 < size; i += 8) std::memcpy(to + i, from + i, 8);
+    std::memcpy(to + size - 8, from + size - 8, 8);
+  } else if (size >= 4) {
+    std::uint32_t first = 0;
+    std::uint32_t last = 0;
+    std::memcpy(&first, from, 4);
+    std::memcpy(&last, from + size - 4, 4);
+    std::memcpy(to, &first, 4);
+    std::memcpy(to + size - 4, &last, 4);
+  } else {
+    for (std::size_t i = 0; i < size; ++i) to[i] = from[i];
+  }
+}
+
 // The text of a str, wherever CPython keeps it.
 struct Text {
   explicit Text(PyObject* str)
@@ -141,6 +158,10 @@ class Encoder {
   Open& push(PyObject* object, Kind kind, Py_ssize_t count);
 
   void put(PyObject* object);
+  bool put_plain(PyObject* object);
+  bool put_short_text(PyObject* str);
+  bool put_short_atom(PyObject* atom);
+  void put_digit(long long value);
   bool put_known(PyObject* object, PyTypeObject* type);
   void put_native(PyObject* object, Native native);
   void put_other(PyObject* object);
@@ -180,6 +201,8 @@ class Encoder {
          std::string("cannot encode a '") + Py_TYPE(object)->tp_name + "' that is not whole");
   }
 
+  static constexpr std::size_t kShortText = 64;
+
   const Classes& classes_;
   const std::string& none_atom_;
   etf::Buffer& out_;
@@ -201,11 +224,17 @@ PyObject* Encoder::next() {
     switch (top.kind) {
       case Kind::kList:
         if (PyList_GET_SIZE(top.object) != top.count) changed();
-        if (top.index < top.count) return PyList_GET_ITEM(top.object, top.index++);
+        while (top.index < top.count) {
+          PyObject* item = PyList_GET_ITEM(top.object, top.index++);
+          if (!put_plain(item)) return item;
+        }
         out_.append(etf::kNil);
         break;
       case Kind::kTuple:
-        if (top.index < top.count) return PyTuple_GET_ITEM(top.object, top.index++);
+        while (top.index < top.count) {
+          PyObject* item = PyTuple_GET_ITEM(top.object, top.index++);
+          if (!put_plain(item)) return item;
+        }
         break;
       case Kind::kImproper:
         if (top.index < top.count) return PyTuple_GET_ITEM(top.object, top.index++);
@@ -232,19 +261,82 @@ PyObject* Encoder::next_pair(Open& dict) {
   Py_CLEAR(dict.value);
   PyObject* key = nullptr;
   PyObject* value = nullptr;
-  if (PyDict_Next(dict.object, &dict.index, &key, &value) == 0) {
-    if (dict.pairs != dict.count) changed();
-    if (may_collide(dict.keys)) check_keys(dict);
-    return nullptr;
+  while (PyDict_Next(dict.object, &dict.index, &key, &value) != 0) {
+    if (++dict.pairs > dict.count) changed();
+    Py_INCREF(key);
+    Py_XSETREF(dict.held, key);
+    if (!put_simple_key(key, dict.keys)) {
+      Py_INCREF(value);
+      dict.value = value;
+      dict.kind = Kind::kDictValue;
+      return key;
+    }
+    if (!put_plain(value)) return value;
   }
-  if (++dict.pairs > dict.count) changed();
-  Py_INCREF(key);
-  Py_XSETREF(dict.held, key);
-  if (put_simple_key(key, dict.keys)) return value;
-  Py_INCREF(value);
-  dict.value = value;
-  dict.kind = Kind::kDictValue;
-  return key;
+  if (dict.pairs != dict.count) changed();
+  if (may_collide(dict.keys)) check_keys(dict);
+  return nullptr;
+}
+
+// Writes the commonest values, those that run no Python code, open nothing and cannot fail; false
+// for all others.
+inline bool Encoder::put_plain(PyObject* object) {
+  PyTypeObject* type = Py_TYPE(object);
+  if (type == &PyUnicode_Type) return put_short_text(object);
+  if (type == &PyLong_Type) {
+    long long value = 0;
+    if (!py::one_digit(object, value)) return false;
+    put_digit(value);
+  } else if (type == classes_.atom_type()) {
+    return put_short_atom(object);
+  } else if (type == &PyFloat_Type) {
+    put_float(PyFloat_AS_DOUBLE(object));
+  } else if (object == Py_None) {
+    put_atom(none_atom_);
+  } else if (type == &PyBool_Type) {
+    put_atom(object == Py_True ? "true" : "false");
+  } else {
+    return false;
+  }
+  return true;
+}
+
+inline bool Encoder::put_short_text(PyObject* str) {
+  if (!PyUnicode_IS_COMPACT_ASCII(str)) return false;
+  const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(str));
+  if (size > kShortText || out_.size() - start_ > etf::kMaxMessage) return false;
+  std::uint8_t* at = out_.prepare(5 + kShortText);
+  at[0] = etf::kBinary;
+  write_u32(at + 1, static_cast<std::uint32_t>(size));
+  copy_short(at + 5, static_cast<const std::uint8_t*>(PyUnicode_DATA(str)), size);
+  out_.commit(5 + size);
+  return true;
+}
+
+inline bool Encoder::put_short_atom(PyObject* atom) {
+  if (!PyUnicode_IS_ASCII(atom)) return false;
+  const auto size = static_cast<std::size_t>(PyUnicode_GET_LENGTH(atom));
+  if (size > kShortText) return false;
+  std::uint8_t* at = out_.prepare(2 + kShortText);
+  at[0] = etf::kSmallAtomUtf8;
+  at[1] = static_cast<std::uint8_t>(size);
+  copy_short(at + 2, static_cast<const std::uint8_t*>(PyUnicode_DATA(atom)), size);
+  out_.commit(2 + size);
+  return true;
+}
+
+// An integer of at most 31 bits.
+inline void Encoder::put_digit(long long value) {
+  std::uint8_t* at = out_.prepare(5);
+  if (value >= 0 && value < 256) {
+    at[0] = etf::kSmallInteger;
+    at[1] = static_cast<std::uint8_t>(value);
+    out_.commit(2);
+  } else if (value >= INT32_MIN && value <= INT32_MAX) {
+    at[0] = etf::kInteger;
+    write_u32(at + 1, static_cast<std::uint32_t>(static_cast<std::int32_t>(value)));
+    out_.commit(5);
+  }
 }
 
 // Writes the keys that run no Python code and open nothing, and notes of each key what it could be
@@ -253,10 +345,10 @@ bool Encoder::put_simple_key(PyObject* key, std::uint8_t& kinds) {
   PyTypeObject* type = Py_TYPE(key);
   if (type == &PyUnicode_Type) {
     kinds |= kText;
-    put_text(key);
+    if (!put_short_text(key)) put_text(key);
   } else if (type == classes_.atom_type()) {
     kinds |= kNames;
-    put_atom_object(key);
+    if (!put_short_atom(key)) put_atom_object(key);
   } else if (type == &PyLong_Type) {
     put_integer(key);
   } else if (type == &PyBytes_Type) {

@@ -102,7 +102,7 @@ TEST_CASE("a fragment without a first, out of order or twice first is an error",
 
 TEST_CASE("a message over its limit leaves its control tuple, marked, and the next one passes",
           "[dist][fragments]") {
-  Assembler assembler({.message = 100});
+  Assembler assembler({.message = 100, .beginning = 0});
   REQUIRE(is_pending(assembler.on_first(7, 4, joined(kControl, message(40)))));
   REQUIRE(is_pending(assembler.on_next(7, 3, message(60))));
   CHECK(assembler.held() == kControl.size());
@@ -120,6 +120,16 @@ TEST_CASE("a message over its limit leaves its control tuple, marked, and the ne
   CHECK_FALSE((*next)->too_large);
 }
 
+TEST_CASE("of a message over its limit the beginning is kept beside the control tuple",
+          "[dist][fragments]") {
+  Assembler assembler({.message = 100, .beginning = 7});
+  REQUIRE(is_pending(assembler.on_first(7, 2, joined(kControl, message(40)))));
+  auto end = assembler.on_next(7, 1, message(1000));
+  REQUIRE(end.ok());
+  CHECK((*end)->too_large);
+  CHECK(bytes_of((*end)->bytes) == joined(kControl, message(7)));
+}
+
 TEST_CASE("a message of exactly its limit is whole, and one byte more is too large",
           "[dist][fragments]") {
   Assembler assembler({.message = 100});
@@ -132,7 +142,7 @@ TEST_CASE("a message of exactly its limit is whole, and one byte more is too lar
 
 TEST_CASE("a first fragment over the limit by itself still yields its control tuple",
           "[dist][fragments]") {
-  Assembler assembler({.message = 20});
+  Assembler assembler({.message = 20, .beginning = 0});
   auto whole = assembler.on_first(7, 1, joined(kControl, message(50)));
   REQUIRE(whole.ok());
   CHECK((*whole)->too_large);
@@ -155,7 +165,7 @@ TEST_CASE("a message over its limit that does not begin with a term is an error"
 
 TEST_CASE("what all sequences hold together is bounded, and each refused one still gets its answer",
           "[dist][fragments]") {
-  const FragmentLimits limits{.message = 1000, .total = 2000, .sequences = 100, .control = 100};
+  const FragmentLimits limits{.message = 1000, .total = 2000, .sequences = 100, .control = 100, .beginning = 0};
   Assembler assembler(limits);
   std::size_t refused = 0;
   for (std::uint64_t i = 0; i < 10; ++i) {

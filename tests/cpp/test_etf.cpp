@@ -201,3 +201,18 @@ TEST_CASE("only well-formed UTF-8 is UTF-8", "[etf]") {
   CHECK(etf::is_utf8("exactly sixteen!", 16));
   CHECK_FALSE(etf::is_utf8("exactly sixteen!", 15));
 }
+
+TEST_CASE("a term of any depth can be stepped over, and a truncated one cannot", "[etf]") {
+  std::vector<std::uint8_t> bytes;
+  for (int i = 0; i < 100'000; ++i) bytes.insert(bytes.end(), {etf::kSmallTuple, 1});
+  bytes.push_back(etf::kNil);
+  const std::size_t size = bytes.size();
+  bytes.push_back(etf::kNil);
+
+  etf::Reader in({bytes.data(), bytes.size()});
+  CHECK(in.term().error().code == base::ErrorCode::kTooDeep);
+  REQUIRE(in.skip().ok());
+  CHECK(in.offset() == size);
+  etf::Reader cut({bytes.data(), size - 1});
+  CHECK(cut.skip().error().code == base::ErrorCode::kTruncated);
+}
