@@ -1,0 +1,229 @@
+%% The BEAM's half of the benchmark: does one small measurement after another, as told on standard
+%% input, and prints what it found as one line. tests/bench/run says what to do, interleaves the
+%% nodes it compares, and makes figures of the lines.
+%%
+%%   {latency, Via, Node, 500}.   ──▶   ok p50=61.2 p99=143.9
+%%
+%% Via says how a node is asked: `gen` is a bare gen_server:call to the process `py`, `echo` the
+%% same to the baseline's `echo`, `py` is py:call through the application. Times are microseconds
+%% unless the name says otherwise.
+-module(bench).
+
+-export([main/0]).
+
+-define(TIMEOUT_MS, 30000).
+
+-type via() :: gen | echo | py.
+-type value() :: {atom(), number()}.
+
+-spec main() -> no_return().
+main() ->
+    {ok, _} = application:ensure_all_started(sidewinder),
+    loop().
+
+-spec loop() -> no_return().
+loop() ->
+    case io:read("") of
+        {ok, Command} ->
+            print(catch run(Command)),
+            loop();
+        eof ->
+            halt(0);
+        {error, Reason} ->
+            print({error, Reason}),
+            halt(1)
+    end.
+
+-spec print([value()] | term()) -> ok.
+print(Values = [{_, _} | _]) ->
+    io:put_chars(["ok", [[" ", atom_to_list(Name), "=", text(Value)] || {Name, Value} <- Values], "\n"]);
+print(Other) ->
+    io:format("error ~0p~n", [Other]).
+
+-spec text(number()) -> string().
+text(Value) when is_integer(Value) -> integer_to_list(Value);
+text(Value) -> float_to_list(Value, [{decimals, 3}]).
+
+-spec run(tuple()) -> [value()] | {error, term()}.
+run({connect, Node}) ->
+    true = net_kernel:connect_node(Node),
+    [{connected, 1}];
+run({latency, Via, Node, Count}) ->
+    quantiles([timed(Via, Node) || _ <- lists:seq(1, Count)]);
+run({callers, Via, Node, Callers, Ms}) ->
+    callers(Via, Node, Callers, Ms);
+run({window, Via, Node, Width, Ms}) ->
+    window(Via, Node, Width, Ms);
+run({sleepers, Via, Node, Module, Count}) ->
+    sleepers(Via, Node, Module, Count);
+run({transfer, Via, Direction, Node, Bytes, Parts}) ->
+    transfer(Via, Direction, Node, Bytes, Parts);
+run({cast, Node, Count, Size}) ->
+    cast(Node, Count, Size);
+run({blast, Node, Count, Size}) ->
+    blast(Node, Count, Size);
+run({stream, Node, Count, Size}) ->
+    stream(Node, Count, Size).
+
+%% --- One call -------------------------------------------------------------------------------------
+
+-spec call(via(), node()) -> ok.
+call(gen, Node) ->
+    {ok, 4.0} = gen_server:call({py, Node}, {call, math, sqrt, [16.0]}, ?TIMEOUT_MS),
+    ok;
+call(py, Node) ->
+    {ok, 4.0} = py:call(Node, math, sqrt, [16.0]),
+    ok;
+call(echo, Node) ->
+    {call, math, sqrt, [16.0]} = gen_server:call({echo, Node}, {call, math, sqrt, [16.0]}, ?TIMEOUT_MS),
+    ok.
+
+-spec call(gen | py, node(), atom(), atom(), [term()]) -> term().
+call(gen, Node, M, F, Args) ->
+    {ok, Value} = gen_server:call({py, Node}, {call, M, F, Args}, ?TIMEOUT_MS),
+    Value;
+call(py, Node, M, F, Args) ->
+    {ok, Value} = py:call(Node, M, F, Args, #{timeout => ?TIMEOUT_MS}),
+    Value.
+
+-spec timed(via(), node()) -> integer().
+timed(Via, Node) ->
+    Start = erlang:monotonic_time(nanosecond),
+    ok = call(Via, Node),
+    erlang:monotonic_time(nanosecond) - Start.
+
+-spec quantiles([integer(), ...]) -> [value()].
+quantiles(Nanoseconds) ->
+    Sorted = lists:sort(Nanoseconds),
+    Count = length(Sorted),
+    At = fun(Share) -> lists:nth(max(1, ceil(Share * Count)), Sorted) / 1000 end,
+    [{p50, At(0.5)}, {p99, At(0.99)}, {max, lists:last(Sorted) / 1000}, {calls, Count}].
+
+%% --- Many callers ---------------------------------------------------------------------------------
+
+%% So many processes call, each again as soon as it is answered.
+-spec callers(via(), node(), pos_integer(), pos_integer()) -> [value()].
+callers(Via, Node, Callers, Ms) ->
+    Start = erlang:monotonic_time(microsecond),
+    End = Start + Ms * 1000,
+    Calls = in_processes(Callers, fun() -> call_until(Via, Node, End, 0) end),
+    rate(lists:sum(Calls), Start).
+
+%% The values of a function run by so many processes at once. The first failure is ours.
+-spec in_processes(pos_integer(), fun(() -> Value)) -> [Value].
+in_processes(Count, Function) ->
+    Workers = [spawn_monitor(fun() -> exit({value, Function()}) end) || _ <- lists:seq(1, Count)],
+    [receive
+         {'DOWN', Ref, process, Pid, {value, Value}} -> Value;
+         {'DOWN', Ref, process, Pid, Why} -> exit(Why)
+     end || {Pid, Ref} <- Workers].
+
+-spec call_until(via(), node(), integer(), non_neg_integer()) -> non_neg_integer().
+call_until(Via, Node, End, Calls) ->
+    ok = call(Via, Node),
+    case erlang:monotonic_time(microsecond) < End of
+        true -> call_until(Via, Node, End, Calls + 1);
+        false -> Calls + 1
+    end.
+
+%% One process keeps so many requests under way, without the monitor of a gen_server:call: the
+%% quickest an unbatched client can be.
+-spec window(gen | echo, node(), pos_integer(), pos_integer()) -> [value()].
+window(Via, Node, Width, Ms) ->
+    To = {case Via of gen -> py; echo -> echo end, Node},
+    Request = fun() -> To ! {'$gen_call', {self(), make_ref()}, {call, math, sqrt, [16.0]}} end,
+    Start = erlang:monotonic_time(microsecond),
+    End = Start + Ms * 1000,
+    lists:foreach(fun(_) -> Request() end, lists:seq(1, Width)),
+    rate(window_until(Request, End, Width, 0), Start).
+
+-spec window_until(fun(() -> term()), integer(), non_neg_integer(), non_neg_integer()) -> non_neg_integer().
+window_until(_, _, 0, Calls) ->
+    Calls;
+window_until(Request, End, Open, Calls) ->
+    receive {Ref, _} when is_reference(Ref) -> ok end,
+    case erlang:monotonic_time(microsecond) < End of
+        true -> Request(), window_until(Request, End, Open, Calls + 1);
+        false -> window_until(Request, End, Open - 1, Calls + 1)
+    end.
+
+-spec rate(non_neg_integer(), integer()) -> [value()].
+rate(Count, Start) ->
+    Took = erlang:monotonic_time(microsecond) - Start,
+    [{rate, Count * 1.0e6 / Took}, {count, Count}].
+
+%% --- Sleeping calls -------------------------------------------------------------------------------
+
+-spec sleepers(gen | py, node(), time | asyncio, pos_integer()) -> [value()].
+sleepers(Via, Node, Module, Count) ->
+    Start = erlang:monotonic_time(microsecond),
+    _ = in_processes(Count, fun() -> none = call(Via, Node, Module, sleep, [0.05]) end),
+    [{ms, (erlang:monotonic_time(microsecond) - Start) / 1000}].
+
+%% --- Small calls beside a large transfer ----------------------------------------------------------
+
+%% Only the small calls that began while the transfer ran are counted. The echo node drops what it is
+%% sent and makes what it sends, so that its figures are the link's and the BEAM's own share.
+-spec transfer(via(), to | from, node(), pos_integer(), pos_integer()) -> [value()].
+transfer(Via, Direction, Node, Bytes, Parts) ->
+    Size = Bytes div Parts,
+    Blob = case Direction of to -> binary:copy(<<0>>, Size); from -> <<>> end,
+    Move = fun() ->
+        lists:foreach(fun(_) -> move(Via, Direction, Node, Size, Blob) end, lists:seq(1, Parts))
+    end,
+    Start = erlang:monotonic_time(microsecond),
+    {Mover, Ref} = spawn_monitor(Move),
+    Samples = call_beside(Via, Node, Mover, Ref, []),
+    Took = erlang:monotonic_time(microsecond) - Start,
+    quantiles(Samples) ++ [{mb_per_s, Bytes / Took}].
+
+-spec move(via(), to | from, node(), pos_integer(), binary()) -> ok.
+move(echo, to, Node, _, Blob) ->
+    {echo, Node} ! {Blob},
+    call(echo, Node);
+move(echo, from, Node, Size, _) ->
+    {echo, Node} ! {stream, self(), 1, Size},
+    receive <<_:Size/binary>> -> ok end;
+move(Via, to, Node, Size, Blob) ->
+    Size = call(Via, Node, builtins, len, [{bytes, Blob}]),
+    ok;
+move(Via, from, Node, Size, _) ->
+    Size = byte_size(call(Via, Node, builtins, bytes, [Size])),
+    ok.
+
+-spec call_beside(via(), node(), pid(), reference(), [integer()]) -> [integer()].
+call_beside(Via, Node, Mover, Ref, Samples) ->
+    Sample = timed(Via, Node),
+    receive
+        {'DOWN', Ref, process, Mover, normal} -> [Sample | Samples];
+        {'DOWN', Ref, process, Mover, Why} -> error(Why)
+    after 0 ->
+        call_beside(Via, Node, Mover, Ref, [Sample | Samples])
+    end.
+
+%% --- Streams --------------------------------------------------------------------------------------
+
+%% The call at the end is answered after the last cast was taken up: the queue has one order.
+-spec cast(node(), pos_integer(), pos_integer()) -> [value()].
+cast(Node, Count, Size) ->
+    Blob = binary:copy(<<"x">>, Size),
+    Start = erlang:monotonic_time(microsecond),
+    lists:foreach(fun(_) -> ok = py:cast(Node, builtins, len, [Blob]) end, lists:seq(1, Count)),
+    ok = call(py, Node),
+    rate(Count, Start).
+
+%% The sink prints how many it counted and how fast.
+-spec blast(node(), pos_integer(), pos_integer()) -> [value()].
+blast(Node, Count, Size) ->
+    Blob = binary:copy(<<"x">>, Size),
+    Start = erlang:monotonic_time(microsecond),
+    lists:foreach(fun(_) -> {sink, Node} ! {ch, Blob} end, lists:seq(1, Count)),
+    rate(Count, Start).
+
+%% From the echo node, one frame a message.
+-spec stream(node(), pos_integer(), pos_integer()) -> [value()].
+stream(Node, Count, Size) ->
+    Start = erlang:monotonic_time(microsecond),
+    {echo, Node} ! {stream, self(), Count, Size},
+    lists:foreach(fun(_) -> receive <<_:Size/binary>> -> ok end end, lists:seq(1, Count)),
+    rate(Count, Start).

@@ -1,0 +1,575 @@
+"""Runs the benchmarks and prints one line a figure: ours, its baseline from the same run, the ratio, and the goal.
+
+    tests/bench/run                       every figure
+    tests/bench/run --quick               short runs, to see that everything works
+    tests/bench/run sequential callers    only these groups
+
+    bench.py ── commands ──▶ a BEAM with bench.erl ──▶ sidewinder
+        ▲◀── one line each ──┘                   ├──▶ echo_node   the baseline of calls
+        └──────── counts ─────────────────────── └──▶ sink_node   the baseline of streams
+
+Ours and the baseline take turns, so that whatever else the machine does meets both; a figure is the median of the
+rounds, a ratio the median of the rounds' ratios. The last line says how much of the machine others used meanwhile:
+figures from a busy machine are worth little. The exit code only tells whether everything could be measured, never
+whether a goal was met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+BUILD = Path(os.environ.get("BENCH_BUILD", ROOT / "build"))
+SIDEWINDER = Path(os.environ.get("SIDEWINDER_BIN", BUILD / "sidewinder"))
+ERL_LIBS = os.environ.get("BENCH_ERL_LIBS", str(ROOT / "_build/default/lib"))
+PATIENCE = 120.0  # seconds for one measurement before something must be wrong
+
+Values = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How long each measurement lasts."""
+
+    rounds: int
+    calls: int  # of one sequential run
+    milliseconds: int  # of one run with many callers
+    transfer: int  # bytes
+    transfers: int  # rounds of them
+    stream: int  # messages
+    idle: float  # seconds
+
+
+FULL = Scale(11, 1000, 700, 200_000_000, 3, 100_000, 30.0)
+QUICK = Scale(2, 100, 100, 20_000_000, 1, 5_000, 1.0)
+
+
+class BenchError(Exception):
+    """A program did not do its part; the message says which, and what it wrote."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The programs
+
+
+class Program:
+    """A child process whose standard error goes to a file."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], directory: Path, env: dict[str, str]
+    ):
+        self.name = name
+        self.log = directory / f"{name}.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | env,
+                cwd=directory,
+                text=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def fail(self, what: str) -> BenchError:
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+        return BenchError(f"{self.name}: {what}\n{tail}")
+
+    def line(self) -> str:
+        """The next line of its output."""
+        assert self.process.stdout is not None
+        with alarm(PATIENCE, lambda: self.fail("no answer in time")):
+            text = self.process.stdout.readline()
+        if not text:
+            raise self.fail(f"ended with {self.process.wait()}")
+        return text.rstrip("\n")
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                close(stream)
+
+
+def close(stream: IO[str] | None) -> None:
+    if stream is not None:
+        stream.close()
+
+
+@contextlib.contextmanager
+def alarm(seconds: float, error: Callable[[], BenchError]) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise error()
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Cluster:
+    """A private epmd, a BEAM that measures, and the nodes it measures; gone at the end of the `with`."""
+
+    def __init__(self, erl_flags: Sequence[str]):
+        self.directory = Path(tempfile.mkdtemp(prefix="sidewinder-bench-"))
+        self.cookie = self.directory / "cookie"
+        self.cookie.write_text("bench")
+        self.cookie.chmod(0o400)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.env = {"ERL_EPMD_PORT": str(port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
+        self.programs: list[Program] = []
+        try:
+            self.start("epmd", [shutil.which("epmd") or "epmd"])
+            self.wait_for_port(port)
+            self.run_tool(["erlc", "-o", self.directory, HERE / "bench.erl"])
+            self.beam = self.start(
+                "beam",
+                ["erl", *erl_flags, "-noshell", "-name", "beam@127.0.0.1", "-setcookie", "bench"]
+                + ["-kernel", "inet_dist_use_interface", "{127,0,0,1}", "-pa", self.directory]
+                + ["-s", "bench", "main"],
+                {"ERL_LIBS": ERL_LIBS},
+            )
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in reversed(self.programs):
+            program.stop()
+        shutil.rmtree(self.directory)
+
+    def start(
+        self, name: str, command: Sequence[str | Path], env: dict[str, str] | None = None
+    ) -> Program:
+        program = Program(name, command, self.directory, self.env | (env or {}))
+        self.programs.append(program)
+        return program
+
+    def run_tool(self, command: Sequence[str | Path]) -> None:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BenchError(f"{command[0]}: {done.stdout}{done.stderr}")
+
+    def wait_for_port(self, port: int) -> None:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            time.sleep(0.02)
+        raise BenchError(f"nothing listens on port {port}")
+
+    def node(self, name: str, *options: str) -> Program:
+        command = [SIDEWINDER, "--name", f"{name}@127.0.0.1", "--cookie-file", self.cookie]
+        return self.connect(name, self.start(name, [*command, "--log-level", "warning", *options]))
+
+    def baseline(self, name: str) -> Program:
+        return self.connect(
+            name,
+            self.start(name, [BUILD / f"bench/{name}_node", f"{name}@127.0.0.1", self.cookie]),
+        )
+
+    def connect(self, name: str, program: Program) -> Program:
+        """Waits until the BEAM is linked to it."""
+        deadline = time.monotonic() + 15
+        while self.ask(f"connect, '{name}@127.0.0.1'", fails=True) is None:
+            if program.process.poll() is not None or time.monotonic() > deadline:
+                raise program.fail("cannot be connected to")
+            time.sleep(0.05)
+        return program
+
+    def ask(self, command: str, fails: bool = False) -> Values | None:
+        assert self.beam.process.stdin is not None
+        self.beam.process.stdin.write(f"{{{command}}}.\n")
+        self.beam.process.stdin.flush()
+        line = self.beam.line()
+        if line.startswith("ok "):
+            return {name: float(value) for name, value in (p.split("=") for p in line.split()[1:])}
+        if fails:
+            return None
+        raise self.beam.fail(f"{command}: {line}")
+
+    def measure(self, command: str) -> Values:
+        values = self.ask(command)
+        assert values is not None
+        return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a number should be: at most or at least so much."""
+
+    limit: float
+    at_most: bool
+    unit: str = "x"
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {number(self.limit)} {self.unit}"
+
+    def verdict(self, value: float) -> str:
+        return "met" if (value <= self.limit if self.at_most else value >= self.limit) else "MISSED"
+
+
+def at_most(limit: float, unit: str = "x") -> Goal:
+    return Goal(limit, True, unit)
+
+
+def at_least(limit: float, unit: str = "x") -> Goal:
+    return Goal(limit, False, unit)
+
+
+def number(value: float) -> str:
+    if value >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def figure(
+    name: str, ours: str, baseline: str = "", ratio: str = "", goal: str = "", verdict: str = ""
+) -> None:
+    print(
+        f"{name:<54} {ours:>14} {baseline:>22} {ratio:>8}  {goal:<11} {verdict}".rstrip(),
+        flush=True,
+    )
+
+
+def absolute(
+    name: str, values: Sequence[float], unit: str, goal: Goal | None = None, note: str = ""
+) -> None:
+    value = statistics.median(values)
+    verdict = goal.verdict(value) if goal else ""
+    figure(name, f"{number(value)} {unit}", note, "", str(goal or ""), verdict)
+
+
+def compared(
+    name: str,
+    ours: Sequence[float],
+    baseline: Sequence[float],
+    unit: str,
+    who: str,
+    goal: Goal | None = None,
+) -> None:
+    ratio = statistics.median(a / b for a, b in zip(ours, baseline, strict=True))
+    figure(
+        name,
+        f"{number(statistics.median(ours))} {unit}",
+        f"{who} {number(statistics.median(baseline))} {unit}",
+        f"{ratio:.2f} x",
+        str(goal or ""),
+        goal.verdict(ratio) if goal else "",
+    )
+
+
+def rounds(
+    cluster: Cluster, count: int, commands: dict[str, str]
+) -> dict[str, dict[str, list[float]]]:
+    """Runs the commands in turns, and gathers by command and by what they measured. One more round warms up."""
+    results: dict[str, dict[str, list[float]]] = {name: {} for name in commands}
+    for turn in range(count + 1):
+        for name, command in commands.items():
+            values = cluster.measure(command)
+            if turn == 0:
+                continue
+            for key, value in values.items():
+                results[name].setdefault(key, []).append(value)
+    return results
+
+
+PY, ECHO, SINK = "'py@127.0.0.1'", "'echo@127.0.0.1'", "'sink@127.0.0.1'"
+
+
+def sequential(cluster: Cluster, scale: Scale) -> None:
+    got = rounds(
+        cluster,
+        scale.rounds,
+        {
+            "gen": f"latency, gen, {PY}, {scale.calls}",
+            "echo": f"latency, echo, {ECHO}, {scale.calls}",
+            "py": f"latency, py, {PY}, {scale.calls}",
+        },
+    )
+    for quantile, goal in (("p50", at_most(1.35)), ("p99", None)):
+        echo = got["echo"][quantile]
+        compared(
+            f"sequential gen_server:call, math.sqrt, {quantile}",
+            got["gen"][quantile],
+            echo,
+            "us",
+            "echo",
+            goal,
+        )
+    for quantile in ("p50", "p99"):
+        compared(
+            f"sequential py:call, math.sqrt, {quantile}",
+            got["py"][quantile],
+            got["echo"][quantile],
+            "us",
+            "echo",
+        )
+
+
+def callers(cluster: Cluster, scale: Scale) -> None:
+    ms = scale.milliseconds
+    got = rounds(
+        cluster,
+        scale.rounds,
+        {
+            "py": f"callers, py, {PY}, 50, {ms}",
+            "echo": f"callers, echo, {ECHO}, 64, {ms}",
+            "window": f"window, echo, {ECHO}, 64, {ms}",
+            "gen": f"callers, gen, {PY}, 50, {ms}",
+            "gen window": f"window, gen, {PY}, 64, {ms}",
+        },
+    )
+    rate = {name: values["rate"] for name, values in got.items()}
+    compared(
+        "py:call by 50 callers; echo: 64 gen_server:calls",
+        rate["py"],
+        rate["echo"],
+        "/s",
+        "echo",
+        at_least(4),
+    )
+    compared(
+        "py:call by 50 callers; echo: one window of 64",
+        rate["py"],
+        rate["window"],
+        "/s",
+        "echo",
+        at_least(4),
+    )
+    compared("bare gen_server:call by 50 callers", rate["gen"], rate["echo"], "/s", "echo")
+    compared("bare calls, one window of 64", rate["gen window"], rate["window"], "/s", "echo")
+
+
+def sleepers(cluster: Cluster, scale: Scale) -> None:
+    got = rounds(
+        cluster,
+        min(scale.rounds, 5),
+        {
+            "16 gen_server:calls of time.sleep(0.05)": f"sleepers, gen, {PY}, time, 16",
+            "16 py:calls of time.sleep(0.05)": f"sleepers, py, {PY}, time, 16",
+            "16 gen_server:calls of asyncio.sleep(0.05)": f"sleepers, gen, {PY}, asyncio, 16",
+            "16 py:calls of asyncio.sleep(0.05)": f"sleepers, py, {PY}, asyncio, 16",
+        },
+    )
+    for name, values in got.items():
+        absolute(name, values["ms"], "ms", at_most(60, "ms"))
+
+
+def transfers(cluster: Cluster, scale: Scale) -> None:
+    size = scale.transfer
+    commands = {}
+    for direction, arrow in (("to", "into"), ("from", "out of")):
+        commands |= {
+            f"small gen_server:calls, {size // 1_000_000} MB {arrow} Python": f"transfer, gen, {direction}, {PY}, {size}, 1",
+            f"small py:calls, {size // 1_000_000} MB {arrow} Python": f"transfer, py, {direction}, {PY}, {size}, 1",
+            f"small py:calls, {size // 1_000_000} x 1 MB {arrow} Python": f"transfer, py, {direction}, {PY}, {size}, {size // 1_000_000}",
+            f"small echo calls, {size // 1_000_000} MB {arrow} the echo node": f"transfer, echo, {direction}, {ECHO}, {size}, 1",
+        }
+    for name, values in rounds(cluster, scale.transfers, commands).items():
+        ours = "echo" not in name
+        goal = at_most(10, "ms") if ours else None
+        rate = statistics.median(values["mb_per_s"])
+        sampled = statistics.median(values["calls"])
+        absolute(f"{name}, p50", [v / 1000 for v in values["p50"]], "ms")
+        absolute(
+            f"{name}, p99",
+            [v / 1000 for v in values["p99"]],
+            "ms",
+            goal,
+            f"{sampled:.0f} calls, {rate:.0f} MB/s",
+        )
+
+
+def streams(cluster: Cluster, scale: Scale) -> None:
+    sink = cluster.baseline("sink")
+    ours, baseline = [], []
+    for turn in range(min(scale.rounds, 5) + 1):
+        cast = cluster.measure(f"cast, {PY}, {scale.stream}, 64")["rate"]
+        cluster.measure(f"blast, {SINK}, {scale.stream}, 64")
+        counted: Values = {}
+        while counted.get("messages", 0) < scale.stream:
+            counted = {key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", sink.line())}
+        if turn > 0:
+            ours.append(cast)
+            baseline.append(counted["messages"] / counted["seconds"])
+    compared("py:cast of 64 B; sink: 64 B by unbatched !", ours, baseline, "/s", "sink")
+    got = rounds(cluster, min(scale.rounds, 5), {"stream": f"stream, {ECHO}, {scale.stream}, 64"})
+    absolute("echo node to the BEAM, 64 B, one frame a message", got["stream"]["rate"], "/s")
+
+
+# --- The idle node ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    cpu: float  # seconds
+    wakeups: int
+    rss: float  # MB
+
+    @staticmethod
+    def of(pid: int) -> Usage:
+        cpu = wakeups = 0
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            cpu += int((task / "schedstat").read_text().split()[0])
+            status = (task / "status").read_text()
+            wakeups += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.M)[1])  # type: ignore[index]
+        status = Path(f"/proc/{pid}/status").read_text()
+        rss = int(re.search(r"^VmRSS:\s+(\d+)", status, re.M)[1])  # type: ignore[index]
+        return Usage(cpu / 1e9, wakeups, rss / 1000 * 1.024)
+
+
+def idle(cluster: Cluster, scale: Scale) -> None:
+    """The codec's lines come while the idle node idles; a process of its own does not make it busier."""
+    node = cluster.node("idle")
+    time.sleep(1)
+    start = Usage.of(node.pid)
+    began = time.monotonic()
+    codec(scale)
+    time.sleep(max(0.0, scale.idle - (time.monotonic() - began)))
+    took = time.monotonic() - began
+    after = Usage.of(node.pid)
+    cluster.measure("latency, gen, 'idle@127.0.0.1', 1000")
+    busy = Usage.of(node.pid)
+    share = 100 * (after.cpu - start.cpu) / took
+    absolute(f"idle node with one link, CPU over {took:.0f} s", [share], "%", at_most(0.1, "%"))
+    per_tick = (after.wakeups - start.wakeups) / took * 15
+    absolute(
+        "idle node, wake-ups of all threads per tick interval",
+        [per_tick],
+        "",
+        None,
+        "15 s; ticks both ways",
+    )
+    absolute("resident memory after the start", [start.rss], "MB", at_most(40, "MB"))
+    absolute("resident memory after 1,000 calls", [busy.rss], "MB", at_most(40, "MB"))
+    node.stop()
+
+
+def codec(scale: Scale) -> None:
+    program = BUILD / "bench/bench_codec"
+    if not program.exists():
+        figure("term codec", "not measured", "no bench_codec")
+        return
+    quick = ["--quick"] if scale is QUICK else []
+    done = subprocess.run([program, *quick], capture_output=True, text=True, timeout=PATIENCE)
+    print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
+        raise BenchError(f"bench_codec: exited with {done.returncode}\n{done.stderr}")
+
+
+GROUPS = {
+    "sequential": sequential,
+    "callers": callers,
+    "sleepers": sleepers,
+    "transfers": transfers,
+    "streams": streams,
+    "idle": idle,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine
+
+
+def first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return "?"
+    return (done.stdout or done.stderr).strip().splitlines()[0]
+
+
+def machine() -> str:
+    model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    script = 'io:format("OTP ~s, erts ~s", [erlang:system_info(X) || X <- [otp_release, version]]), halt().'
+    erl = first_line("erl", "-noshell", "-eval", script)
+    python = first_line("/usr/bin/python3", "--version")
+    return (
+        f"{os.cpu_count()} x {model[1] if model else '?'}, Linux {platform.release()}, {erl}, {python}, "
+        f"{first_line(str(SIDEWINDER), '--version')}, {time.strftime('%Y-%m-%d')}"
+    )
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Seconds all processors worked, and seconds this process and its children worked."""
+    fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    total = sum(fields[:8]) - fields[3] - fields[4]
+    return total / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Benchmarks of the node beside their baselines")
+    parser.add_argument("groups", nargs="*", choices=[[], *GROUPS], help="all unless told")
+    parser.add_argument("--quick", action="store_true", help="only see that it works")
+    parser.add_argument("--erl-flags", default="", help="for the BEAM that measures, '+sbwt none'")
+    arguments = parser.parse_args()
+    scale = QUICK if arguments.quick else FULL
+    began = time.monotonic()
+    work_before, own_before = cpu_seconds()
+    print(f"machine: {machine()}")
+    print(
+        f"load average at the start: {os.getloadavg()[0]:.2f}; BEAM: {arguments.erl_flags or 'default flags'}"
+    )
+    if arguments.quick:
+        print("quick run: these figures only show that the programs work")
+    figure("figure", "ours", "baseline", "ratio", "goal", "verdict")
+    try:
+        with Cluster(arguments.erl_flags.split()) as cluster:
+            cluster.baseline("echo")
+            cluster.node("py", "--workers", "16")
+            for name in arguments.groups or GROUPS:
+                GROUPS[name](cluster, scale)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    work_after, own_after = cpu_seconds()
+    took = time.monotonic() - began
+    others = max(0.0, (work_after - work_before) - (own_after - own_before))
+    share = 100 * others / took / (os.cpu_count() or 1)
+    remark = "noisy: do not quote these figures" if share > 10 else "quiet"
+    print(f"took {took:.0f} s; others used {share:.0f} % of the machine ({remark})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
