@@ -223,7 +223,7 @@ request(Target, Request, Timeout) ->
 -spec slow_request(destination(), py_link:request(), timeout()) -> result().
 slow_request(Target, Request, Timeout) ->
     Deadline = deadline(Timeout),
-    case link(Target, Timeout) of
+    case find_link(Target, Timeout) of
         {ok, Link} -> py_link:call(Link, Request, remaining(Deadline));
         {error, Reason} -> {error, Reason}
     end.
@@ -232,7 +232,7 @@ slow_request(Target, Request, Timeout) ->
 cast_to(Target, Cast) ->
     case py_link:find(Target) of
         undefined ->
-            case link(Target, ?TIMEOUT_MS) of
+            case find_link(Target, ?TIMEOUT_MS) of
                 {ok, Link} -> py_link:cast(Link, Cast);
                 {error, Reason} -> {error, Reason}
             end;
@@ -243,7 +243,7 @@ cast_to(Target, Cast) ->
 -spec spawn_item(destination(), py_link:request(), timeout()) -> reference().
 spawn_item(Target, Request, Timeout) ->
     Deadline = deadline(Timeout),
-    case link(Target, Timeout) of
+    case find_link(Target, Timeout) of
         {ok, Link} -> spawned(py_link:spawn_call(Link, Request, remaining(Deadline)));
         {error, Reason} -> spawned(Reason)
     end.
@@ -257,11 +257,11 @@ spawned(Reason) ->
     self() ! {py_response, Ref, {error, Reason}},
     Ref.
 
--spec link(destination(), timeout()) -> {ok, py_link:handle()} | {error, reason()}.
-link(Target, Timeout) ->
+-spec find_link(destination(), timeout()) -> {ok, py_link:handle()} | {error, reason()}.
+find_link(Target, Timeout) ->
     case py_link:find(Target) of
         undefined when Target =:= ?DEFAULT -> default_link(Timeout);
-        undefined when is_atom(Target) -> py_node:link(Target, Timeout);
+        undefined when is_atom(Target) -> py_node:await_link(Target, Timeout);
         undefined -> {error, {bad_target, Target}};
         Link -> {ok, Link}
     end.
@@ -270,7 +270,7 @@ link(Target, Timeout) ->
 default_link(Timeout) ->
     Deadline = deadline(Timeout),
     case default_node(Timeout) of
-        {ok, Node} -> py_node:link(Node, remaining(Deadline));
+        {ok, Node} -> py_node:await_link(Node, remaining(Deadline));
         {error, Reason} -> {error, Reason}
     end.
 

@@ -17,7 +17,7 @@
 -behaviour(gen_statem).
 
 -export([start/1, start/2, stop/1, connect/1, connect/2, child_spec/1, child_spec/2]).
--export([start_link/2, link/2, info/2, lost/2]).
+-export([start_link/2, await_link/2, info/2, lost/2]).
 -export([init/1, callback_mode/0, terminate/3, connecting/3, up/3, down/3]).
 -export([dial_node/1]).
 
@@ -106,8 +106,8 @@ child_spec(Node, Options) when is_atom(Node), is_map(Options) ->
 %% --- For the other modules ----------------------------------------------------------------------
 
 %% The link of a node, started on demand; waits for a node that is connecting for the first time.
--spec link(node(), timeout()) -> {ok, py_link:handle()} | {error, py_link:reason()}.
-link(Node, Timeout) ->
+-spec await_link(node(), timeout()) -> {ok, py_link:handle()} | {error, py_link:reason()}.
+await_link(Node, Timeout) ->
     request(Node, link, Timeout).
 
 -spec info(node(), timeout()) -> {ok, info()} | {error, py_link:reason()}.

@@ -4,7 +4,7 @@
 -module(cluster).
 
 -export([start_epmd/0, stop_epmd/1, free_port/0]).
--export([start_client/1, start_plain/1, start_fake/1, stop/1, kill/1]).
+-export([start_client/1, start_plain/1, start_fake/1, stop/1, stop_if_alive/1, kill/1]).
 -export([on/2, eventually/1, unique/1]).
 -export([init/1]).
 
@@ -105,6 +105,13 @@ unique(Prefix) ->
 -spec stop(beam()) -> ok.
 stop(#{peer := Peer}) ->
     peer:stop(Peer).
+
+-spec stop_if_alive(beam()) -> ok.
+stop_if_alive(Beam = #{peer := Peer}) ->
+    case is_process_alive(Peer) of
+        true -> stop(Beam);
+        false -> ok
+    end.
 
 %% Ends a BEAM as a crash would.
 -spec kill(beam()) -> ok.

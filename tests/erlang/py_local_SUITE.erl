@@ -58,7 +58,7 @@ init_per_testcase(_, Config) ->
     [{beam, Plain}, {directory, Directory} | Config].
 
 end_per_testcase(_, Config) ->
-    catch cluster:stop(proplists:get_value(beam, Config)),
+    cluster:stop_if_alive(proplists:get_value(beam, Config)),
     Config.
 
 on(Config, Function) -> cluster:on(proplists:get_value(beam, Config), Function).

@@ -89,7 +89,7 @@ with_victim(Config, Function) ->
     try
         Function(Node, fun() -> cluster:kill(Victim) end)
     after
-        catch cluster:stop(Victim)
+        cluster:stop_if_alive(Victim)
     end.
 
 %% --- Coming up --------------------------------------------------------------------------------------
