@@ -1,0 +1,36 @@
+"""What the soak calls."""
+
+import time
+
+import erlang
+from erlang import _native
+
+
+def same(value):
+    return value
+
+
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+class Adder(erlang.GenServer):
+    def init(self):
+        self.total = 0
+
+    def handle_call(self, request, sender):
+        self.total += request[1]
+        return self.total
+
+    def handle_info(self, message):
+        raise erlang.Exit("expired")
+
+
+def server():
+    """A server that ends by itself, should its BEAM be killed before it ends it."""
+    pid = Adder.start()
+    loop = _native.event_loop()
+    loop.call_soon_threadsafe(loop.call_later, 10, erlang.send, pid, "expire")
+    return pid
