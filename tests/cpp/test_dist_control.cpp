@@ -332,14 +332,12 @@ TEST_CASE("an error names the control message", "[dist][control]") {
         "control message LINK with bytes behind it");
 }
 
-TEST_CASE("spawn options tell link, monitor and who wants an answer", "[dist][control]") {
-  using Reply = dist::SpawnOptions::Reply;
+TEST_CASE("spawn options tell link and monitor", "[dist][control]") {
   const Bytes none{106};
   auto defaults = dist::parse_spawn_options(none);
   REQUIRE(defaults.ok());
   CHECK_FALSE(defaults->link);
   CHECK_FALSE(defaults->monitor);
-  CHECK(defaults->reply == Reply::kYes);
 
   const Bytes erpc = term([](etf::Writer& out) {
     out.list(2).tuple(2).atom("reply").atom("error_only").atom("monitor").nil();
@@ -347,7 +345,6 @@ TEST_CASE("spawn options tell link, monitor and who wants an answer", "[dist][co
   auto options = dist::parse_spawn_options(erpc);
   REQUIRE(options.ok());
   CHECK(options->monitor);
-  CHECK(options->reply == Reply::kErrorOnly);
 
   const Bytes many = term([](etf::Writer& out) {
     out.list(4).atom("link").tuple(2).atom("priority").atom("high");
@@ -357,7 +354,6 @@ TEST_CASE("spawn options tell link, monitor and who wants an answer", "[dist][co
   REQUIRE(all.ok());
   CHECK(all->link);
   CHECK(all->monitor);
-  CHECK(all->reply == Reply::kNo);
 }
 
 TEST_CASE("spawn options that are no proper list of options are an error", "[dist][control]") {
@@ -366,7 +362,6 @@ TEST_CASE("spawn options that are no proper list of options are an error", "[dis
            term([](etf::Writer& out) { out.list(1).atom("link").atom("tail"); }),
            term([](etf::Writer& out) { out.list(1).tuple(3).atom("a").atom("b").atom("c").nil(); }),
            term([](etf::Writer& out) { out.list(1).tuple(2).integer(1).atom("b").nil(); }),
-           term([](etf::Writer& out) { out.list(1).tuple(2).atom("reply").atom("maybe").nil(); }),
            kName,
        }) {
     CHECK_FALSE(dist::parse_spawn_options(bytes).ok());
