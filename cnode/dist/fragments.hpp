@@ -6,9 +6,9 @@
 //
 // Many sequences run interleaved on one link; inside one the fragment numbers count down to 1
 // without a gap, and anything else is an error of the stream. A message over the bounds is no such
-// error: its bytes are dropped as they come, and at its end the control tuple alone comes out,
-// marked, so that the sender can be told. Memory grows with the bytes that arrived, never to a size
-// that was announced.
+// error: its bytes are dropped as they come, and at its end the control tuple and the message's
+// beginning come out, marked, so that the sender can be told. Memory grows with the bytes that
+// arrived, never to a size that was announced.
 #pragma once
 
 #include <chrono>
@@ -26,14 +26,15 @@ struct FragmentLimits {
   std::size_t message = etf::kMaxMessage;    // bytes of one message, its control tuple included
   std::size_t total = 2 * etf::kMaxMessage;  // bytes held for all unfinished ones together
   std::size_t sequences = 10'000;            // unfinished ones; one more is an error
-  std::size_t control = 256 * 1024;  // bytes kept of a control tuple whose message is dropped
+  std::size_t control = 256 * 1024;   // bytes kept of a control tuple whose message is dropped
   std::size_t beginning = 16 * 1024;  // and of that message: enough to see who asked
 };
 
 struct Assembled {
-  etf::Buffer bytes;       // control [message], as in a whole frame
-  bool too_large = false;  // the message was dropped: bytes is the control tuple alone, or empty if
-                           // even that is too large
+  etf::Buffer bytes;  // control [message], as in a whole frame
+  // The message was dropped: bytes is the control tuple and the message's beginning, or nothing if
+  // even the tuple is too large.
+  bool too_large = false;
 };
 
 class Assembler {

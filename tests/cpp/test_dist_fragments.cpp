@@ -140,6 +140,23 @@ TEST_CASE("a message of exactly its limit is whole, and one byte more is too lar
   CHECK((*assembler.on_next(7, 1, message(room + 1)))->too_large);
 }
 
+TEST_CASE("the beginning of a message over its limit is kept, to see who asked",
+          "[dist][fragments]") {
+  Assembler assembler({.message = 100, .beginning = 10});
+  REQUIRE(is_pending(assembler.on_first(7, 3, joined(kControl, message(40)))));
+  REQUIRE(is_pending(assembler.on_next(7, 2, message(1000))));
+  CHECK(assembler.held() == kControl.size() + 10);
+  auto end = assembler.on_next(7, 1, message(1000));
+  REQUIRE(end.ok());
+  CHECK((*end)->too_large);
+  CHECK(bytes_of((*end)->bytes) == joined(kControl, message(10)));
+  CHECK(assembler.held() == 0);
+
+  auto short_one = assembler.on_first(8, 2, joined(kControl, message(3)));
+  REQUIRE(is_pending(short_one));
+  CHECK(bytes_of((*assembler.on_next(8, 1, message(1000)))->bytes) == joined(kControl, message(3)));
+}
+
 TEST_CASE("a first fragment over the limit by itself still yields its control tuple",
           "[dist][fragments]") {
   Assembler assembler({.message = 20, .beginning = 0});
@@ -165,7 +182,8 @@ TEST_CASE("a message over its limit that does not begin with a term is an error"
 
 TEST_CASE("what all sequences hold together is bounded, and each refused one still gets its answer",
           "[dist][fragments]") {
-  const FragmentLimits limits{.message = 1000, .total = 2000, .sequences = 100, .control = 100, .beginning = 0};
+  const FragmentLimits limits{
+      .message = 1000, .total = 2000, .sequences = 100, .control = 100, .beginning = 0};
   Assembler assembler(limits);
   std::size_t refused = 0;
   for (std::uint64_t i = 0; i < 10; ++i) {

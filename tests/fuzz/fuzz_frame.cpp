@@ -12,7 +12,7 @@
 namespace {
 
 constexpr dist::FragmentLimits kLimits{
-    .message = 4096, .total = 8192, .sequences = 8, .control = 256};
+    .message = 4096, .total = 8192, .sequences = 8, .control = 256, .beginning = 64};
 
 void require(bool holds) {
   if (!holds) std::abort();
