@@ -165,6 +165,7 @@ void Node::bind() {
     acceptors_.clear();
     std::uint16_t bound = static_cast<std::uint16_t>(port);
     why.clear();
+    std::string missing;
     for (const auto& address : addresses) {
       tcp::acceptor acceptor(reactor_);
       asio::error_code error;
@@ -175,16 +176,22 @@ void Node::bind() {
       if (!error) acceptor.bind(endpoint, error);
       if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
       if (error) {
-        why = address.to_string() + " port " + std::to_string(bound) + ": " + error.message();
+        const std::string here = address.to_string() + " port " + std::to_string(bound) + ": " + error.message();
         // A host name often has an address that this machine lacks (IPv6 switched off): the others will do.
-        if (error == asio::error::address_in_use || !config_.listen.empty()) break;
-        continue;
+        const bool lacking = error == std::errc::address_not_available ||
+                             error == std::errc::address_family_not_supported;
+        if (lacking && config_.listen.empty()) {
+          missing = here;
+          continue;
+        }
+        why = here;
+        break;
       }
       bound = acceptor.local_endpoint().port();
       acceptors_.push_back(std::move(acceptor));
-      why.clear();
     }
-    if (!acceptors_.empty() && why.empty()) {
+    if (why.empty() && acceptors_.empty()) why = missing;
+    if (why.empty()) {
       port_ = bound;
       spdlog::info("listening on {} port {}", acceptors_.front().local_endpoint().address().to_string(), bound);
       return;
