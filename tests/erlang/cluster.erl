@@ -9,6 +9,8 @@
 -export([init/1]).
 
 -define(COOKIE, "sidewinder_tests").
+-define(BOOT_MS, 60000).        % a busy machine may take its time
+-define(DEADLINE_MS, 30000).    % only ever met by a failure
 
 -type epmd() :: #{port := string(), process := pid() | none}.
 -type beam() :: #{peer := pid(), node := node()}.
@@ -72,7 +74,8 @@ start_client(Epmd) ->
 %% The same, not distributed.
 -spec start_plain(epmd()) -> beam().
 start_plain(#{port := Number}) ->
-    {ok, Peer, Node} = peer:start(#{connection => standard_io, args => path_arguments(),
+    {ok, Peer, Node} = peer:start(#{connection => standard_io, wait_boot => ?BOOT_MS,
+                                    args => path_arguments(),
                                     env => [{"ERL_EPMD_PORT", Number}]}),
     #{peer => Peer, node => Node}.
 
@@ -88,6 +91,7 @@ start(#{port := Number}, Prefix, Arguments) ->
         host => "127.0.0.1",
         longnames => true,
         connection => standard_io,
+        wait_boot => ?BOOT_MS,
         args => ["-setcookie", ?COOKIE, "-kernel", "inet_dist_use_interface", "{127,0,0,1}"
                  | Arguments] ++ path_arguments(),
         env => [{"ERL_EPMD_PORT", Number}]
@@ -126,10 +130,10 @@ kill(Beam = #{peer := Peer}) ->
 on(#{peer := Peer}, Function) ->
     peer:call(Peer, erlang, apply, [Function, []], 60000).
 
-%% Waits until the function says true; the deadline is long because it is only ever met by a failure.
+%% Waits until the function says true.
 -spec eventually(fun(() -> boolean())) -> ok.
 eventually(Function) ->
-    eventually(Function, erlang:monotonic_time(millisecond) + 10000).
+    eventually(Function, erlang:monotonic_time(millisecond) + ?DEADLINE_MS).
 
 -spec eventually(fun(() -> boolean()), integer()) -> ok.
 eventually(Function, Deadline) ->

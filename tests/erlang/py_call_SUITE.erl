@@ -21,7 +21,7 @@
          registered_functions_can_be_looked_up_until_they_are_taken_back/1,
          node_info_and_version_come_from_the_greeting/1]).
 
-suite() -> [{timetrap, {seconds, 60}}].
+suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [a_call_returns_what_python_returned,

@@ -25,7 +25,7 @@
          the_end_of_the_application_leaves_nothing/1,
          without_the_application_calls_say_so/1]).
 
-suite() -> [{timetrap, {seconds, 60}}].
+suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [the_first_call_connects,
