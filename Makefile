@@ -10,9 +10,6 @@ build: deps      # build/sidewinder, _build/default/lib/sidewinder, python/ with
 run: build       # a node, a BEAM connected to it, and a short tour
 	@tests/tour/run
 
-run: build       # a node and a BEAM shell connected to it, with a short tour
-	@tests/run/tour
-
 test: deps       # everything: C++ (plain, asan, tsan), fuzzing, Python, Erlang, end to end, a short soak, checks
 	@/usr/bin/python3 tests/run/suites.py
 
