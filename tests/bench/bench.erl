@@ -36,7 +36,8 @@ loop() ->
 
 -spec print([value()] | term()) -> ok.
 print(Values = [{_, _} | _]) ->
-    io:put_chars(["ok", [[" ", atom_to_list(Name), "=", text(Value)] || {Name, Value} <- Values], "\n"]);
+    Fields = [[" ", atom_to_list(Name), "=", text(Value)] || {Name, Value} <- Values],
+    io:put_chars(["ok", Fields, "\n"]);
 print(Other) ->
     io:format("error ~0p~n", [Other]).
 
@@ -65,7 +66,7 @@ run({blast, Node, Count, Size}) ->
 run({stream, Node, Count, Size}) ->
     stream(Node, Count, Size).
 
-%% --- One call -------------------------------------------------------------------------------------
+%% --- One call -----------------------------------------------------------------------------------
 
 -spec call(via(), node()) -> ok.
 call(gen, Node) ->
@@ -75,7 +76,8 @@ call(py, Node) ->
     {ok, 4.0} = py:call(Node, math, sqrt, [16.0]),
     ok;
 call(echo, Node) ->
-    {call, math, sqrt, [16.0]} = gen_server:call({echo, Node}, {call, math, sqrt, [16.0]}, ?TIMEOUT_MS),
+    Request = {call, math, sqrt, [16.0]},
+    Request = gen_server:call({echo, Node}, Request, ?TIMEOUT_MS),
     ok.
 
 -spec call(gen | py, node(), atom(), atom(), [term()]) -> term().
@@ -99,7 +101,7 @@ quantiles(Nanoseconds) ->
     At = fun(Share) -> lists:nth(max(1, ceil(Share * Count)), Sorted) / 1000 end,
     [{p50, At(0.5)}, {p99, At(0.99)}, {max, lists:last(Sorted) / 1000}, {calls, Count}].
 
-%% --- Many callers ---------------------------------------------------------------------------------
+%% --- Many callers -------------------------------------------------------------------------------
 
 %% So many processes call, each again as soon as it is answered.
 -spec callers(via(), node(), pos_integer(), pos_integer()) -> [value()].
@@ -137,7 +139,8 @@ window(Via, Node, Width, Ms) ->
     lists:foreach(fun(_) -> Request() end, lists:seq(1, Width)),
     rate(window_until(Request, End, Width, 0), Start).
 
--spec window_until(fun(() -> term()), integer(), non_neg_integer(), non_neg_integer()) -> non_neg_integer().
+-spec window_until(fun(() -> term()), integer(), non_neg_integer(), non_neg_integer()) ->
+    non_neg_integer().
 window_until(_, _, 0, Calls) ->
     Calls;
 window_until(Request, End, Open, Calls) ->
@@ -152,7 +155,7 @@ rate(Count, Start) ->
     Took = erlang:monotonic_time(microsecond) - Start,
     [{rate, Count * 1.0e6 / Took}, {count, Count}].
 
-%% --- Sleeping calls -------------------------------------------------------------------------------
+%% --- Sleeping calls -----------------------------------------------------------------------------
 
 -spec sleepers(gen | py, node(), time | asyncio, pos_integer()) -> [value()].
 sleepers(Via, Node, Module, Count) ->
@@ -160,10 +163,10 @@ sleepers(Via, Node, Module, Count) ->
     _ = in_processes(Count, fun() -> none = call(Via, Node, Module, sleep, [0.05]) end),
     [{ms, (erlang:monotonic_time(microsecond) - Start) / 1000}].
 
-%% --- Small calls beside a large transfer ----------------------------------------------------------
+%% --- Small calls beside a large transfer --------------------------------------------------------
 
-%% Only the small calls that began while the transfer ran are counted. The echo node drops what it is
-%% sent and makes what it sends, so that its figures are the link's and the BEAM's own share.
+%% Only the small calls that began while the transfer ran are counted. The echo node drops what it
+%% is sent and makes what it sends, so that its figures are the link's and the BEAM's own share.
 -spec transfer(via(), to | from, node(), pos_integer(), pos_integer()) -> [value()].
 transfer(Via, Direction, Node, Bytes, Parts) ->
     Size = Bytes div Parts,
@@ -201,7 +204,7 @@ call_beside(Via, Node, Mover, Ref, Samples) ->
         call_beside(Via, Node, Mover, Ref, [Sample | Samples])
     end.
 
-%% --- Streams --------------------------------------------------------------------------------------
+%% --- Streams ------------------------------------------------------------------------------------
 
 %% The call at the end is answered after the last cast was taken up: the queue has one order.
 -spec cast(node(), pos_integer(), pos_integer()) -> [value()].
