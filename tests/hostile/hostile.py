@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Throws at a node what no well-behaved peer would send, and tells how the node took it.
 
-    hostile.py HOST PORT COOKIE NODE [--seconds N] [--seed S] [--only TEXT] [--big] [--quiet] [--list]
+    hostile.py HOST PORT COOKIE NODE [--seconds N] [--seed S] [--patience N] [--only TEXT] [--big] [--quiet] [--list]
 
 PORT is the node's distribution port (0: ask epmd), COOKIE may be @FILE. Every attack runs once; with --seconds, random
 ones go on until the time is over. One line an attack:
@@ -67,7 +67,9 @@ from raw_peer import (
 CLOSED, REPLIED, IGNORED = "closed", "replied", "ignored"
 ANY = (CLOSED, REPLIED, IGNORED)
 PATIENCE = 10.0  # seconds for an answer that has to come
-HANDSHAKE_LIMIT = 20.0  # seconds after which no half-open connection may be left
+HANDSHAKE_LIMIT = (
+    10.0  # seconds, beside the patience, after which no half-open connection may be left
+)
 PASS_THROUGH = HIDDEN_FLAGS & ~FRAGMENTS
 EMPTY = Atom("")
 NO_ANSWERS = (LINK, MONITOR_P, DEMONITOR_P)  # what a node may also do about its callers
@@ -266,7 +268,7 @@ def half_open(target: Target, chance: random.Random) -> Outcome:
                     peer.send_packet(peer.name_packet(f"halfopen{i}@127.0.0.1"))
             except (OSError, Closed):
                 continue  # refused at the door is an answer too
-        deadline = time.monotonic() + HANDSHAKE_LIMIT
+        deadline = time.monotonic() + HANDSHAKE_LIMIT + PATIENCE
         left = sum(not hung_up(peer, deadline) for peer in peers)
     finally:
         for peer in peers:
@@ -1121,6 +1123,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("node", help="its name, alive@host")
     parser.add_argument("--seconds", type=float, default=0.0, help="go on with random attacks")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, help="seconds to wait for what has to come"
+    )
     parser.add_argument("--only", default="", help="attacks whose name contains this")
     parser.add_argument(
         "--big", action="store_true", help="also those that move hundreds of megabytes"
@@ -1131,7 +1136,9 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    global PATIENCE
     options = arguments()
+    PATIENCE = options.patience
     chosen = [
         each for each in ATTACKS if options.only in each.name and (options.big or not each.big)
     ]
