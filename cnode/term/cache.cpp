@@ -14,13 +14,13 @@ TextCache::TextCache() : entries_(static_cast<Entry*>(std::calloc(kEntries, size
 
 void TextCache::keep(std::string_view text, PyObject* object) {
   if (text.size() > kLongest) return;
-  const std::uint32_t hash = hash_of(text);
-  Entry* pair = &entries_[hash & (kEntries - 2)];
+  const std::uint64_t word = word_of(text);
+  Entry* pair = &entries_[place_of(word, text.size())];
   PyObject* dropped = pair[1].object;
   pair[1] = pair[0];
   Py_INCREF(object);
   pair[0].object = object;
-  pair[0].hash = hash;
+  pair[0].word = word;
   pair[0].size = static_cast<std::uint8_t>(text.size());
   std::memcpy(pair[0].text, text.data(), text.size());
   Py_XDECREF(dropped);

@@ -17,7 +17,7 @@ namespace term {
 
 class TextCache {
  public:
-  static constexpr std::size_t kLongest = 51;  // longer texts are not kept
+  static constexpr std::size_t kLongest = 47;  // longer texts are not kept
 
   TextCache();  // std::bad_alloc
   ~TextCache() { clear(); }
@@ -26,10 +26,10 @@ class TextCache {
 
   // The object kept for `text` (borrowed), or null. `text` is at most kLongest bytes.
   PyObject* find(std::string_view text) const {
-    const std::uint32_t hash = hash_of(text);
-    const Entry* pair = &entries_[hash & (kEntries - 2)];
-    if (pair[0].holds(hash, text)) return pair[0].object;
-    if (pair[1].holds(hash, text)) return pair[1].object;
+    const std::uint64_t word = word_of(text);
+    const Entry* pair = &entries_[place_of(word, text.size())];
+    if (pair[0].holds(word, text)) return pair[0].object;
+    if (pair[1].holds(word, text)) return pair[1].object;
     return nullptr;
   }
 
@@ -37,17 +37,17 @@ class TextCache {
   void clear();
 
  private:
-  static constexpr std::size_t kEntries = 4096;
+  static constexpr std::size_t kEntries = 4096;  // 12 bits: place_of
 
   struct Entry {
-    PyObject* object;  // owned; null where nothing is kept
-    std::uint32_t hash;
+    PyObject* object;    // owned; null where nothing is kept
+    std::uint64_t word;  // of the text
     std::uint8_t size;
     char text[kLongest];
 
-    bool holds(std::uint32_t wanted, std::string_view name) const {
-      return hash == wanted && size == name.size() && object != nullptr &&
-             same(text, name.data(), name.size());
+    bool holds(std::uint64_t wanted, std::string_view name) const {
+      return word == wanted && size == name.size() && object != nullptr &&
+             (size < 8 || same(text, name.data(), size));
     }
   };
 
@@ -55,20 +55,19 @@ class TextCache {
     void operator()(Entry* entries) const;
   };
 
-  // All of the text, eight bytes at a time; the last eight may overlap those before.
-  static std::uint32_t hash_of(std::string_view text) {
+  // A text as one number: itself when it is shorter than eight bytes, else a hash of all its bytes,
+  // eight at a time (the last eight may overlap those before).
+  static std::uint64_t word_of(std::string_view text) {
     const char* at = text.data();
     const std::size_t size = text.size();
+    if (size < 8) return short_text(at, size);
     std::uint64_t mix = size;
-    if (size >= 8) {
-      for (std::size_t i = 0; i + 8 < size; i += 8)
-        mix = (mix ^ load<std::uint64_t>(at + i)) * kOdd;
-      mix ^= load<std::uint64_t>(at + size - 8);
-    } else {
-      mix ^= short_text(at, size) << 3;
-    }
-    mix *= kOdd;
-    return static_cast<std::uint32_t>(mix >> 32) ^ static_cast<std::uint32_t>(mix >> 20);
+    for (std::size_t i = 0; i + 8 < size; i += 8) mix = (mix ^ load<std::uint64_t>(at + i)) * kOdd;
+    return (mix ^ load<std::uint64_t>(at + size - 8)) * kOdd;
+  }
+  // The first of the two places for it.
+  static std::size_t place_of(std::uint64_t word, std::size_t size) {
+    return static_cast<std::size_t>(((word ^ size) * kOdd) >> 52) & (kEntries - 2);
   }
   static bool same(const char* left, const char* right, std::size_t size) {
     if (size < 8) return short_text(left, size) == short_text(right, size);

@@ -22,7 +22,9 @@ inline term::Codec& codec() {
   static PyObject* module = [] {
     PyPreConfig before;
     PyPreConfig_InitIsolatedConfig(&before);
+#if defined(__SANITIZE_ADDRESS__) || defined(__clang__)
     before.allocator = PYMEM_ALLOCATOR_MALLOC;  // so that sanitizers see each object
+#endif
     Py_PreInitialize(&before);
     PyConfig config;
     PyConfig_InitIsolatedConfig(&config);
