@@ -2,7 +2,6 @@
 
 #include <asio/post.hpp>
 
-#include <algorithm>
 
 namespace bridge {
 
@@ -24,8 +23,8 @@ OutboxPtr Answers::outbox(std::uint64_t link) const {
 }
 
 void Answers::touched(const OutboxPtr& outbox) {
+  if (!outbox->list()) return;
   const std::lock_guard lock(mutex_);
-  if (std::find(dirty_.begin(), dirty_.end(), outbox) != dirty_.end()) return;
   dirty_.push_back(outbox);
   dirty_count_.store(dirty_.size(), std::memory_order_relaxed);
 }
@@ -38,7 +37,10 @@ void Answers::flush() {
     taken.swap(dirty_);
     dirty_count_.store(0, std::memory_order_relaxed);
   }
-  for (const auto& outbox : taken) outbox->flush();
+  for (const auto& outbox : taken) {
+    outbox->unlist();  // before: what is added from now on lists it again
+    outbox->flush();
+  }
 }
 
 void Answers::post(std::function<void(dist::Node&)> work) {
@@ -120,13 +122,13 @@ void Reply::finish(bool ok) {
   };
   switch (call_.kind) {
     case Call::Kind::kRequest: {
-      auto outbox = answers_.outbox(call_.link->id());
+      const OutboxPtr outbox = call_.outbox ? call_.outbox : answers_.outbox(call_.link->id());
       if (!outbox) return;
       if (outbox->add(std::move(message_)) == Outbox::Added::kFlushNow) return outbox->flush();
       return answers_.touched(outbox);
     }
     case Call::Kind::kBatchItem: {
-      auto outbox = answers_.outbox(call_.link->id());
+      const OutboxPtr outbox = call_.outbox ? call_.outbox : answers_.outbox(call_.link->id());
       if (!outbox) return;
       if (outbox->add_reply(call_.from, payload()) == Outbox::Added::kFlushNow) return outbox->flush();
       return answers_.touched(outbox);

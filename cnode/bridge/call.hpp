@@ -22,6 +22,8 @@ namespace bridge {
 // The bytes of one incoming message; the items of a batch share them.
 using Payload = std::shared_ptr<const etf::Buffer>;
 
+class Outbox;
+
 struct Call {
   enum class Kind : std::uint8_t {
     kRequest,        // '$gen_call' to py: reply to From
@@ -35,6 +37,7 @@ struct Call {
 
   Kind kind = Kind::kRequest;
   dist::LinkPtr link;
+  std::shared_ptr<Outbox> outbox;  // of the link; looked up when it is not set
   Payload payload;
   etf::Bytes request;  // kRequest, kCast, kBatchItem: the term; kSpawn, kErpc, kErpcCast: the arguments
   // Who asked, as far as the kind knows.

@@ -6,6 +6,7 @@
 // somebody busy has left lying. So an idle node answers at once, and a busy one in bulk.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -30,6 +31,9 @@ class Outbox {
   // nobody else's answer.
   Added add_reply(const etf::PidView& to, etf::Bytes reply);
   void flush();
+  // True for the one who finds it unlisted, and lists it for flushing.
+  bool list() { return !listed_.exchange(true, std::memory_order_acq_rel); }
+  void unlist() { listed_.store(false, std::memory_order_release); }
 
   const dist::LinkPtr& link() const { return link_; }
 
@@ -37,6 +41,7 @@ class Outbox {
   void close_batch();
 
   const dist::LinkPtr link_;
+  std::atomic<bool> listed_{false};
   const std::vector<std::uint8_t> our_pid_;
   std::mutex mutex_;
   std::vector<dist::Message> messages_;

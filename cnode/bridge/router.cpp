@@ -119,6 +119,7 @@ void Router::on_request(dist::Link& link, dist::Incoming message) {
   auto call = std::make_shared<Call>();
   call->kind = Call::Kind::kRequest;
   call->link = link.shared_from_this();
+  call->outbox = answers_.outbox(link.id());
   call->payload = std::move(payload);
   call->from = parsed->from;
   call->tag = parsed->tag;
@@ -181,6 +182,7 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
   auto count = in.list();
   if (!count) return broken(count.error());
   const dist::LinkPtr self = link.shared_from_this();
+  const OutboxPtr outbox = answers_.outbox(link.id());
   std::vector<CallPtr> calls;
   for (std::uint32_t i = 0; i < *count; ++i) {
     auto item = in.term();
@@ -203,6 +205,7 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
     if (!arity || !verb) continue;
     auto call = std::make_shared<Call>();
     call->link = self;
+    call->outbox = outbox;
     call->payload = payload;
     call->request = *item;
     call->from = from;
@@ -321,7 +324,7 @@ void Router::remember(const CallPtr& call) {
 // Answered calls are not taken out one by one: a worker cannot touch the map. They go when it has doubled.
 void Router::sweep() {
   std::erase_if(in_flight_, [](const auto& entry) { return entry.second->done.load(std::memory_order_acquire); });
-  sweep_at_ = std::max<std::size_t>(4096, 2 * in_flight_.size());
+  sweep_at_ = std::max<std::size_t>(512, 2 * in_flight_.size());
 }
 
 std::size_t Router::in_flight() {

@@ -79,48 +79,65 @@ void WorkerPool::stop() {
 
 // --- reactor -----------------------------------------------------------------------------------------------------
 
+bool WorkerPool::has_room(std::size_t bytes) const {
+  if (stopping_ || queue_.size() >= options_.queue.items) return false;
+  return queue_.empty() || queue_bytes_ + bytes <= options_.queue.bytes;
+}
+
 bool WorkerPool::push(CallPtr call) {
-  const std::lock_guard lock(mutex_);
-  const std::size_t bytes = call->request.size();
-  if (stopping_ || queue_.size() >= options_.queue.items ||
-      (!queue_.empty() && queue_bytes_ + bytes > options_.queue.bytes)) {
-    ++refused_;
-    return false;
+  Worker* woken = nullptr;
+  bool watch = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const std::size_t bytes = call->request.size();
+    if (!has_room(bytes)) {
+      ++refused_;
+      return false;
+    }
+    queue_bytes_ += bytes;
+    queue_.push_back(std::move(call));
+    woken = worker_for_new_call();
+    watch = woken == nullptr || queue_.size() > 1;
   }
-  queue_bytes_ += bytes;
-  queue_.push_back(std::move(call));
-  after_push();
+  after_push(woken, watch);
   return true;
 }
 
 std::size_t WorkerPool::push_all(std::vector<CallPtr>& calls) {
-  const std::lock_guard lock(mutex_);
   std::size_t taken = 0;
-  for (auto& call : calls) {
-    const std::size_t bytes = call->request.size();
-    if (stopping_ || queue_.size() >= options_.queue.items ||
-        (!queue_.empty() && queue_bytes_ + bytes > options_.queue.bytes)) {
-      refused_ += calls.size() - taken;
-      break;
+  Worker* woken = nullptr;
+  bool watch = false;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& call : calls) {
+      const std::size_t bytes = call->request.size();
+      if (!has_room(bytes)) {
+        refused_ += calls.size() - taken;
+        break;
+      }
+      queue_bytes_ += bytes;
+      queue_.push_back(std::move(call));
+      ++taken;
     }
-    queue_bytes_ += bytes;
-    queue_.push_back(std::move(call));
-    ++taken;
+    if (taken == 0) return 0;
+    woken = worker_for_new_call();
+    watch = woken == nullptr || queue_.size() > 1;
   }
-  if (taken > 0) after_push();
+  after_push(woken, watch);
   return taken;
 }
 
 void WorkerPool::push_internal(CallPtr call) {
-  const std::lock_guard lock(mutex_);
-  queue_bytes_ += call->request.size();
-  queue_.push_front(std::move(call));
-  ++looked_;  // not for the loop thread
-  if (active_ == 0) return wake_some(1);
-  asio::post(reactor_, [this] {
-    const std::lock_guard again(mutex_);
-    arm_sentinel();
-  });
+  Worker* woken = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    queue_bytes_ += call->request.size();
+    queue_.push_front(std::move(call));
+    ++looked_;  // not for the loop thread
+    if (active_ == 0) woken = wake_one();
+  }
+  if (woken != nullptr) return woken->wake.notify_one();
+  asio::post(reactor_, [this] { arm_sentinel(); });
 }
 
 bool WorkerPool::full() const {
@@ -128,21 +145,28 @@ bool WorkerPool::full() const {
   return stopping_ || queue_.size() >= options_.queue.items || queue_bytes_ >= options_.queue.bytes;
 }
 
-void WorkerPool::after_push() {
-  // Nobody at work, or those at work have been in one call for long: wake one at once. Otherwise whoever is running
-  // through the queue will come to it, and the sentinel watches that it does.
-  if (active_ == 0 || Clock::now() - last_taken_ > kStuck) wake_some(1);
-  arm_sentinel();
+// Nobody at work, or those at work have been in one call for long: one is woken at once. Otherwise whoever is running
+// through the queue will come to it, and the sentinel watches that it does.
+WorkerPool::Worker* WorkerPool::worker_for_new_call() {
+  if (active_ != 0 && Clock::now() - last_taken_ <= kStuck) return nullptr;
+  return wake_one();
 }
 
-void WorkerPool::wake_some(std::size_t count) {
-  while (count-- > 0 && !idle_.empty()) {
-    Worker* worker = idle_.back();
-    idle_.pop_back();
-    ++active_;
-    worker->awake = true;
-    worker->wake.notify_one();
-  }
+// Outside the lock, which the woken worker wants at once.
+void WorkerPool::after_push(Worker* woken, bool watch) {
+  if (woken != nullptr) woken->wake.notify_one();
+  // A worker of its own is on the way to a lone call: nothing to watch.
+  if (watch) arm_sentinel();
+}
+
+WorkerPool::Worker* WorkerPool::wake_one() {
+  if (idle_.empty()) return nullptr;
+  Worker* worker = idle_.back();
+  idle_.pop_back();
+  ++active_;
+  worker->awake = true;
+  last_taken_ = Clock::now();  // it is about to take something: no reason to wake another
+  return worker;
 }
 
 void WorkerPool::arm_sentinel() {
@@ -156,26 +180,28 @@ void WorkerPool::arm_sentinel() {
 }
 
 void WorkerPool::sentinel() {
+  sentinel_armed_ = false;
   bool work_left = false;
   bool nobody_free = false;
+  std::vector<Worker*> woken;
   {
     const std::lock_guard lock(mutex_);
-    sentinel_armed_ = false;
     work_left = !queue_.empty();
-    const std::uint64_t popped = popped_.load(std::memory_order_relaxed);
-    if (work_left && popped == popped_before_) {
+    if (work_left && popped_.load(std::memory_order_relaxed) == popped_before_) {
       nobody_free = idle_.empty();
-      wake_some(queue_.size());
+      for (std::size_t left = queue_.size(); left > 0; --left) {
+        Worker* worker = wake_one();
+        if (worker == nullptr) break;
+        woken.push_back(worker);
+      }
     }
-    stuck_looks_ = nobody_free ? stuck_looks_ + 1 : 0;
   }
-  if (nobody_free && stuck_looks_ >= kStuckLooks) hooks_.look_for_async();
+  for (Worker* worker : woken) worker->wake.notify_one();
+  stuck_looks_ = nobody_free ? stuck_looks_ + 1 : 0;
+  if (stuck_looks_ >= kStuckLooks) hooks_.look_for_async();
   const bool unflushed = hooks_.has_unflushed();
   if (unflushed) hooks_.flush();
-  if (work_left || unflushed) {
-    const std::lock_guard lock(mutex_);
-    arm_sentinel();
-  }
+  if (work_left || unflushed) arm_sentinel();
 }
 
 void WorkerPool::cancel(const CallPtr& call) {

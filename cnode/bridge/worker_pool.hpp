@@ -98,8 +98,10 @@ class WorkerPool {
   CallPtr next(Worker& worker);
   bool park(Worker& worker);
   void interrupter();
-  void wake_some(std::size_t count);  // lock held
-  void after_push();                  // lock held
+  bool has_room(std::size_t bytes) const;  // lock held
+  Worker* wake_one();                      // lock held; the caller notifies it once the lock is released
+  Worker* worker_for_new_call();           // likewise
+  void after_push(Worker* woken, bool watch);
   void arm_sentinel();
   void sentinel();
   void look_for_wedged();
