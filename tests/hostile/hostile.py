@@ -21,6 +21,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -502,6 +503,31 @@ def gone_in_frame(target: Target, _: random.Random) -> Outcome:
             if size % 2:
                 peer.abort()
     return still_serves(target)
+
+
+@attack("frame: a call behind one that closes the link, in one write", CLOSED)
+def behind_an_error(target: Target, chance: random.Random) -> Outcome:
+    """What follows bytes that cannot be trusted must not be acted on."""
+    marker = f"SIDEWINDER_HOSTILE_{chance.randrange(10**9)}"
+    with linked(target) as peer:
+        setting = (Atom("call"), Atom("os"), Atom("environ.__setitem__"), [marker, b"1"])
+        stream = b"".join(
+            struct.pack(">I", len(body)) + body
+            for body in (b"\x83\x47\0", call_frame(peer, setting))
+        )
+        peer.send_bytes(stream)
+        try:
+            while True:
+                peer.receive(PATIENCE)
+        except TimeoutError:
+            return "left open", ""
+        except Closed as error:
+            closed = str(error)
+    time.sleep(0.2)
+    with linked(target) as peer:
+        asked = (Atom("call"), Atom("os"), Atom("environ.get"), [marker, b"0"])
+        found = peer.gen_call("py", asked, PATIENCE)
+    return ("went on", "the call ran") if found == (Atom("ok"), b"1") else (CLOSED, closed)
 
 
 @attack("frame: half-closed, then answers are asked for", CLOSED)
@@ -1043,26 +1069,54 @@ def large_fragments(target: Target, _: random.Random) -> Outcome:
 # The run
 
 
-class Witness:
-    """A peer that behaves: its link must outlive everything the others do."""
+class Witness(threading.Thread):
+    """A peer that behaves, on a thread of its own: it pings all the while, and its link must outlive everything."""
 
     def __init__(self, target: Target) -> None:
+        super().__init__(daemon=True)
         self.peer = opened(target, name=target.witness).connect(target.cookie)
-        self.answers = 0
         self.slowest = 0.0
+        self._changed = threading.Condition()
+        self._answers = 0
+        self._complaint = ""
+        self._leaves = False
+        self.start()
 
-    def complaint(self) -> str:
-        begin = time.monotonic()
+    def run(self) -> None:
+        while not self._leaves and not self._complaint:
+            begin = time.monotonic()
+            complaint = self._ping()
+            with self._changed:
+                self._answers += 1
+                self._complaint = complaint
+                self.slowest = max(self.slowest, time.monotonic() - begin)
+                self._changed.notify_all()
+                self._changed.wait(0.05)
+        self.peer.close()
+
+    def _ping(self) -> str:
         try:
-            if not self.peer.ping(PATIENCE):
-                return "the witness got a wrong answer"
+            return "" if self.peer.ping(PATIENCE) else "the witness got a wrong answer"
         except TimeoutError:
             return f"the witness got no answer in {PATIENCE:.0f} s"
-        except Closed as error:
+        except (Closed, OSError) as error:
             return f"the witness lost its link: {error}"
-        self.answers += 1
-        self.slowest = max(self.slowest, time.monotonic() - begin)
-        return ""
+
+    def complaint(self) -> str:
+        """Waits for the answer to a ping that was sent after this call."""
+        with self._changed:
+            wanted = self._answers + 2
+            self._changed.notify_all()
+            while self._answers < wanted and not self._complaint:
+                self._changed.notify_all()
+                self._changed.wait(0.05)
+            return self._complaint
+
+    def leave(self) -> None:
+        with self._changed:
+            self._leaves = True
+            self._changed.notify_all()
+        self.join()
 
 
 def run_one(
@@ -1105,6 +1159,7 @@ def run_all(target: Target, options: argparse.Namespace, chosen: list[Attack]) -
             except (Refused, OSError) as error:
                 print(f"WRONG  the node is gone: {error}", flush=True)
                 break
+    witness.leave()
     slowest = witness.slowest * 1000
     print(
         f"{ran} attacks, {wrong} wrong; the witness's slowest answer took {slowest:.0f} ms",
