@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 
+#include "cnode/etf/values.hpp"
 #include "cnode/term/slots.hpp"
 
 namespace term {
@@ -36,9 +37,9 @@ enum class Native : std::uint8_t {
 struct Classes {
   explicit Classes(PyObject* terms, PyObject* encoders)
       : atom(py::attribute(terms, "Atom")),
-        pid(terms, "Pid", {"node", "id", "serial", "creation"}),
+        pid(terms, "Pid", {"raw"}),
         port(terms, "Port", {"node", "id", "creation"}),
-        reference(terms, "Ref", {"node", "creation", "words"}),
+        reference(terms, "Ref", {"raw"}),
         exported(terms, "Export", {"module", "function", "arity"}),
         fun(terms, "Fun", {"raw"}),
         bits(terms, "BitString", {"data", "bits"}),
@@ -52,9 +53,9 @@ struct Classes {
   }
 
   py::Ref atom;
-  SlotClass<4> pid;
+  SlotClass<1> pid;
   SlotClass<3> port;
-  SlotClass<3> reference;
+  SlotClass<1> reference;
   SlotClass<3> exported;
   SlotClass<1> fun;
   SlotClass<2> bits;
@@ -63,6 +64,14 @@ struct Classes {
   py::Ref resolve;                 // fills it
   py::Ref short_repr;              // object -> str of bounded length
   std::array<py::Ref, 256> bytes;  // the ints 0 to 255
+
+  // The bytes of a Pid's, a Ref's or a Fun's only slot; empty when it is not whole.
+  static etf::Bytes raw_of(const SlotClass<1>& type, PyObject* object) {
+    PyObject* raw = type.get(object, 0);
+    if (raw == nullptr || !PyBytes_Check(raw)) return {};
+    return {reinterpret_cast<const std::uint8_t*>(PyBytes_AS_STRING(raw)),
+            static_cast<std::size_t>(PyBytes_GET_SIZE(raw))};
+  }
 
   PyTypeObject* atom_type() const { return reinterpret_cast<PyTypeObject*>(atom.get()); }
   bool is_atom(PyObject* object) const { return PyObject_TypeCheck(object, atom_type()) != 0; }

@@ -8,33 +8,19 @@
 namespace term {
 namespace {
 
-bool fits(PyObject* number, std::uint64_t most, std::uint64_t& out) {
-  if (number == nullptr || !PyLong_Check(number)) return false;
-  out = PyLong_AsUnsignedLongLong(number);
-  if (out == static_cast<std::uint64_t>(-1) && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    return false;
+// An identifier as it is kept: in the newest form, its node's name in UTF-8.
+template <class View, class Write>
+PyObject* kept(const SlotClass<1>& type, const View& view, std::uint8_t tag, std::size_t node,
+               Write write) {
+  etf::Buffer buffer;
+  etf::Bytes raw = view.raw;
+  if (raw.size() <= node || raw[0] != tag || raw[node] != etf::kSmallAtomUtf8) {
+    etf::Writer writer(buffer);
+    write(writer);
+    raw = buffer.bytes();
   }
-  return out <= most;
-}
-
-bool fits(PyObject* number, std::uint32_t& out) {
-  std::uint64_t wide = 0;
-  if (!fits(number, UINT32_MAX, wide)) return false;
-  out = static_cast<std::uint32_t>(wide);
-  return true;
-}
-
-bool node_name(const Classes& classes, PyObject* atom, std::string& out) {
-  if (atom == nullptr || !classes.is_atom(atom)) return false;
-  Py_ssize_t size = 0;
-  const char* text = PyUnicode_AsUTF8AndSize(atom, &size);
-  if (text == nullptr) {
-    PyErr_Clear();
-    return false;
-  }
-  out.assign(text, static_cast<std::size_t>(size));
-  return true;
+  return type.make(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(raw.data()),
+                                             static_cast<Py_ssize_t>(raw.size())));
 }
 
 void check_none_atom(std::string_view name) {
@@ -114,45 +100,30 @@ PyObject* Codec::atom_value(std::string_view utf8) {
 py::Ref Codec::atom(std::string_view utf8) { return py::check(new_atom(utf8)); }
 
 py::Ref Codec::pid(const etf::PidView& view) {
-  py::Ref node = atom(view.node.latin1 ? view.node.utf8() : view.node.text);
-  return py::check(classes_->pid.make(node.release(), PyLong_FromUnsignedLong(view.id),
-                                      PyLong_FromUnsignedLong(view.serial),
-                                      PyLong_FromUnsignedLong(view.creation)));
+  return py::check(kept(classes_->pid, view, etf::kNewPid, 1,
+                        [&](etf::Writer& writer) { writer.pid(view.value()); }));
 }
 
 py::Ref Codec::reference(const etf::RefView& view) {
-  py::Ref node = atom(view.node.latin1 ? view.node.utf8() : view.node.text);
-  py::Ref words = py::check(PyTuple_New(view.count));
-  for (std::size_t i = 0; i < view.count; ++i) {
-    PyTuple_SET_ITEM(words.get(), static_cast<Py_ssize_t>(i),
-                     py::check(PyLong_FromUnsignedLong(view.words[i])).release());
-  }
-  return py::check(classes_->reference.make(node.release(), PyLong_FromUnsignedLong(view.creation),
-                                            words.release()));
+  return py::check(kept(classes_->reference, view, etf::kNewerReference, 3,
+                        [&](etf::Writer& writer) { writer.reference(view.value()); }));
 }
 
 bool Codec::as_pid(PyObject* object, etf::Pid& out) const {
-  const auto& type = classes_->pid;
-  return type.is(object) && node_name(*classes_, type.get(object, 0), out.node) &&
-         fits(type.get(object, 1), out.id) && fits(type.get(object, 2), out.serial) &&
-         fits(type.get(object, 3), out.creation);
+  if (!classes_->pid.is(object)) return false;
+  etf::Reader reader(Classes::raw_of(classes_->pid, object));
+  const auto view = reader.pid();
+  if (!view || !reader.at_end()) return false;
+  out = view->value();
+  return true;
 }
 
 bool Codec::as_reference(PyObject* object, etf::Ref& out) const {
-  const auto& type = classes_->reference;
-  if (!type.is(object) || !node_name(*classes_, type.get(object, 0), out.node) ||
-      !fits(type.get(object, 1), out.creation)) {
-    return false;
-  }
-  PyObject* words = type.get(object, 2);
-  if (words == nullptr || !PyTuple_Check(words)) return false;
-  const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(words));
-  if (count == 0 || count > etf::kMaxReferenceWords) return false;
-  out.count = static_cast<std::uint8_t>(count);
-  out.words.fill(0);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!fits(PyTuple_GET_ITEM(words, static_cast<Py_ssize_t>(i)), out.words[i])) return false;
-  }
+  if (!classes_->reference.is(object)) return false;
+  etf::Reader reader(Classes::raw_of(classes_->reference, object));
+  const auto view = reader.reference();
+  if (!view || !reader.at_end()) return false;
+  out = view->value();
   return true;
 }
 

@@ -146,6 +146,8 @@ class Decoder {
   PyObject* big(std::size_t header, std::size_t size, std::uint8_t sign);
   PyObject* characters(std::size_t size);
   bool append_characters(PyObject* list, std::size_t size);
+  std::size_t usual_size(std::size_t node, std::size_t numbers) const;
+  PyObject* take_raw(const SlotClass<1>& type, std::size_t size);
   PyObject* pid();
   PyObject* port();
   PyObject* reference();
@@ -664,7 +666,27 @@ PyObject* Decoder::characters(std::size_t size) {
   return list;
 }
 
+// How long the identifier at the cursor is if it stands in the form that nodes write today, its
+// node's name at `node` and `numbers` bytes behind that; 0 if the reader has to look at it.
+std::size_t Decoder::usual_size(std::size_t node, std::size_t numbers) const {
+  if (left() < node + 2 || at_[node] != etf::kSmallAtomUtf8) return 0;
+  const std::size_t length = at_[node + 1];
+  const std::size_t size = node + 2 + length + numbers;
+  if (left() < size) return 0;
+  return is_ascii(at_ + node + 2, length) ? size : 0;
+}
+
+PyObject* Decoder::take_raw(const SlotClass<1>& type, std::size_t size) {
+  PyObject* raw =
+      PyBytes_FromStringAndSize(reinterpret_cast<const char*>(at_), static_cast<Py_ssize_t>(size));
+  at_ += size;
+  return type.make(raw);
+}
+
 PyObject* Decoder::pid() {
+  if (*at_ == etf::kNewPid) {
+    if (const std::size_t size = usual_size(1, 12); size != 0) return take_raw(classes_.pid, size);
+  }
   etf::Reader reader({at_, end_});
   const auto view = reader.pid();
   if (!view) return taken(view.error());
@@ -674,6 +696,12 @@ PyObject* Decoder::pid() {
 }
 
 PyObject* Decoder::reference() {
+  if (*at_ == etf::kNewerReference && left() > 3) {
+    const std::size_t words = read_u16(at_ + 1);
+    const bool usual = words > 0 && words <= etf::kMaxReferenceWords;
+    const std::size_t size = usual ? usual_size(3, 4 + 4 * words) : 0;
+    if (size != 0) return take_raw(classes_.reference, size);
+  }
   etf::Reader reader({at_, end_});
   const auto view = reader.reference();
   if (!view) return taken(view.error());

@@ -180,6 +180,8 @@ class Encoder {
   void put_dict(PyObject* dict);
   void put_set(PyObject* set);
   void put_improper(PyObject* object);
+  void put_identifier(PyObject* object, const SlotClass<1>& type, std::size_t node,
+                      std::size_t numbers);
   void put_pid(PyObject* object);
   void put_port(PyObject* object);
   void put_reference(PyObject* object);
@@ -744,16 +746,28 @@ void Encoder::put_node(PyObject* atom) {
   put_atom_object(atom);
 }
 
-void Encoder::put_pid(PyObject* object) {
-  const auto& type = classes_.pid;
-  out_.append(etf::kNewPid);
-  put_node(type.get(object, 0));
-  std::uint8_t* at = out_.prepare(12);
-  for (std::size_t i = 0; i < 3; ++i) {
-    write_u32(at + 4 * i, static_cast<std::uint32_t>(number(type.get(object, i + 1), UINT32_MAX)));
+// A Pid or a Ref is its term; whether it is a whole one is still to be seen.
+void Encoder::put_identifier(PyObject* object, const SlotClass<1>& type, std::size_t node,
+                             std::size_t numbers) {
+  const etf::Bytes raw = Classes::raw_of(type, object);
+  const bool is_pid = &type == &classes_.pid;
+  if (raw.size() < node + 3 || raw[0] != (is_pid ? etf::kNewPid : etf::kNewerReference)) {
+    broken(object);
   }
-  out_.commit(12);
+  if (!is_pid) numbers = 4 + 4 * std::size_t{etf::read_u16(raw.data() + 1)};
+  const bool small = raw[node] == etf::kSmallAtomUtf8;
+  const std::size_t length = small ? raw[node + 1] : etf::read_u16(raw.data() + node + 1);
+  const std::size_t text = node + (small ? 2 : 3);
+  const bool whole = (small || raw[node] == etf::kAtomUtf8) &&
+                     raw.size() == text + length + numbers && numbers >= 8 &&
+                     numbers <= 4 + 4 * etf::kMaxReferenceWords &&
+                     etf::is_utf8({reinterpret_cast<const char*>(raw.data() + text), length},
+                                  etf::kMaxAtomCharacters);
+  if (!whole) broken(object);
+  out_.append(raw);
 }
+
+void Encoder::put_pid(PyObject* object) { put_identifier(object, classes_.pid, 1, 12); }
 
 void Encoder::put_port(PyObject* object) {
   const auto& type = classes_.port;
@@ -774,25 +788,7 @@ void Encoder::put_port(PyObject* object) {
   out_.commit(wide ? 12 : 8);
 }
 
-void Encoder::put_reference(PyObject* object) {
-  const auto& type = classes_.reference;
-  PyObject* words = type.get(object, 2);
-  if (words == nullptr || !PyTuple_Check(words)) broken(object);
-  const Py_ssize_t count = PyTuple_GET_SIZE(words);
-  if (count < 1 || static_cast<std::size_t>(count) > etf::kMaxReferenceWords) broken(object);
-  std::uint8_t* at = out_.prepare(3);
-  at[0] = etf::kNewerReference;
-  write_u16(at + 1, static_cast<std::uint16_t>(count));
-  out_.commit(3);
-  put_node(type.get(object, 0));
-  at = out_.prepare(4 + 4 * etf::kMaxReferenceWords);
-  write_u32(at, static_cast<std::uint32_t>(number(type.get(object, 1), UINT32_MAX)));
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    write_u32(at + 4 + 4 * i,
-              static_cast<std::uint32_t>(number(PyTuple_GET_ITEM(words, i), UINT32_MAX)));
-  }
-  out_.commit(4 + 4 * static_cast<std::size_t>(count));
-}
+void Encoder::put_reference(PyObject* object) { put_identifier(object, classes_.reference, 3, 0); }
 
 void Encoder::put_export(PyObject* object) {
   const auto& type = classes_.exported;
@@ -804,10 +800,8 @@ void Encoder::put_export(PyObject* object) {
 }
 
 void Encoder::put_fun(PyObject* object) {
-  PyObject* raw = classes_.fun.get(object, 0);
-  if (raw == nullptr || !PyBytes_Check(raw)) broken(object);
-  const etf::Bytes bytes{reinterpret_cast<const std::uint8_t*>(PyBytes_AS_STRING(raw)),
-                         static_cast<std::size_t>(PyBytes_GET_SIZE(raw))};
+  const etf::Bytes bytes = Classes::raw_of(classes_.fun, object);
+  if (bytes.empty()) broken(object);
   etf::Reader reader(bytes);
   const auto term = reader.term(open_);
   if (!term || !reader.at_end() || bytes[0] != etf::kNewFun) {

@@ -5,6 +5,7 @@ Each prints so that the text pastes back.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import Any, Final, Union
 
@@ -119,20 +120,67 @@ def _unsigned(value: int, bits: int, what: str) -> int:
 _set: Final = object.__setattr__
 
 
-class Pid(_Ordered):
+class _Identifier(_Ordered):
+    """A pid or a reference, kept as its external term: what is compared, hashed and sent."""
+
+    __slots__ = ("raw",)
+    raw: bytes
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.raw == other.raw  # type: ignore[attr-defined, no-any-return]
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+
+def _node_term(node: str) -> bytes:
+    text = _atom(node, "node").encode()
+    if len(text) < 256:
+        return bytes((119, len(text))) + text
+    return b"v" + len(text).to_bytes(2, "big") + text
+
+
+def _split_node(raw: bytes, at: int) -> tuple[Atom, bytes]:
+    """The node's name at `at`, and the bytes behind it."""
+    start = at + (2 if raw[at] == 119 else 3)
+    end = start + int.from_bytes(raw[at + 1 : start], "big")
+    return Atom(raw[start:end].decode()), raw[end:]
+
+
+class Pid(_Identifier):
     """A process, local or remote: `Pid(node, id, serial, creation)`."""
 
-    __slots__ = ("node", "id", "serial", "creation")
-    node: Atom
-    id: int
-    serial: int
-    creation: int
+    __slots__ = ()
 
     def __init__(self, node: str, id: int, serial: int, creation: int) -> None:
-        _set(self, "node", _atom(node, "node"))
-        _set(self, "id", _unsigned(id, 32, "id"))
-        _set(self, "serial", _unsigned(serial, 32, "serial"))
-        _set(self, "creation", _unsigned(creation, 32, "creation"))
+        numbers = (
+            _unsigned(id, 32, "id"),
+            _unsigned(serial, 32, "serial"),
+            _unsigned(creation, 32, "creation"),
+        )
+        _set(self, "raw", b"X" + _node_term(node) + struct.pack(">III", *numbers))
+
+    @property
+    def node(self) -> Atom:
+        """The node it lives on."""
+        return _split_node(self.raw, 1)[0]
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+        return int.from_bytes(self.raw[-12:-8], "big")
+
+    @property
+    def serial(self) -> int:
+        """How often its number was used."""
+        return int.from_bytes(self.raw[-8:-4], "big")
+
+    @property
+    def creation(self) -> int:
+        """The incarnation of its node."""
+        return int.from_bytes(self.raw[-4:], "big")
 
     def _key(self) -> tuple[Any, ...]:
         return self.node, self.id, self.serial, self.creation
@@ -161,21 +209,34 @@ class Port(_Ordered):
         return self.node, self.creation, self.id
 
 
-class Ref(_Ordered):
+class Ref(_Identifier):
     """A reference: `Ref(node, creation, words)`, one to five 32-bit words, the least one first."""
 
-    __slots__ = ("node", "creation", "words")
-    node: Atom
-    creation: int
-    words: tuple[int, ...]
+    __slots__ = ()
 
     def __init__(self, node: str, creation: int, words: Iterable[int]) -> None:
-        numbers = tuple(_unsigned(word, 32, "a word") for word in words)
+        numbers = [_unsigned(word, 32, "a word") for word in words]
         if not 1 <= len(numbers) <= 5:
             raise ValueError(f"a reference has one to five words, not {len(numbers)}")
-        _set(self, "node", _atom(node, "node"))
-        _set(self, "creation", _unsigned(creation, 32, "creation"))
-        _set(self, "words", numbers)
+        numbers.insert(0, _unsigned(creation, 32, "creation"))
+        head = b"Z" + struct.pack(">H", len(numbers) - 1)
+        _set(self, "raw", head + _node_term(node) + struct.pack(f">{len(numbers)}I", *numbers))
+
+    @property
+    def node(self) -> Atom:
+        """The node that made it."""
+        return _split_node(self.raw, 3)[0]
+
+    @property
+    def creation(self) -> int:
+        """The incarnation of that node."""
+        return int.from_bytes(_split_node(self.raw, 3)[1][:4], "big")
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """What tells it from that node's other references."""
+        numbers = _split_node(self.raw, 3)[1]
+        return struct.unpack(f">{len(numbers) // 4 - 1}I", numbers[4:])
 
     def _key(self) -> tuple[Any, ...]:
         return self.node, self.creation, self.words

@@ -93,22 +93,22 @@ PyObject* ei_read(const char* bytes, int* index) {
     case ERL_NEWER_REFERENCE_EXT: {
       erlang_ref reference;
       ei_decode_ref(bytes, index, &reference);
+      char raw[512];
+      int length = 0;
+      ei_encode_ref(raw, &length, &reference);
       etf::RefView view;
-      view.node.text = reference.node;
-      view.creation = reference.creation;
-      view.count = static_cast<std::uint8_t>(reference.len);
-      for (std::size_t i = 0; i < view.count; ++i) view.words[i] = reference.n[i];
+      view.raw = {reinterpret_cast<std::uint8_t*>(raw), static_cast<std::size_t>(length)};
       return codec().reference(view).release();
     }
     case ERL_PID_EXT:
     case ERL_NEW_PID_EXT: {
       erlang_pid pid;
       ei_decode_pid(bytes, index, &pid);
+      char raw[512];
+      int length = 0;
+      ei_encode_pid(raw, &length, &pid);
       etf::PidView view;
-      view.node.text = pid.node;
-      view.id = pid.num;
-      view.serial = pid.serial;
-      view.creation = pid.creation;
+      view.raw = {reinterpret_cast<std::uint8_t*>(raw), static_cast<std::size_t>(length)};
       return codec().pid(view).release();
     }
     case ERL_SMALL_TUPLE_EXT:
