@@ -15,7 +15,7 @@
 -export([start_node/1, start_node/2, start_node_now/2, node_arguments/2, environment/1, stop_node/1,
          stats/2]).
 -export([start_program/3, run/3, os_pid/1, output/1, wait_line/2, wait_line/3, await_exit/1,
-         await_exit/2, send_signal/2, kill/1, alive/1, write/2]).
+         await_exit/2, send_signal/2, kill/1, alive/1]).
 -export([start_beam/1, start_beam/2, stop_beam/1, kill_beam/1, beam_os_pid/1, on/2, on/3]).
 -export([eventually/1, eventually/2, within/2, elapsed/1, tell_test/1, flush/0]).
 
@@ -98,8 +98,10 @@ unique(Prefix) ->
 start_epmd(Port) ->
     start_epmd(Port, "127.0.0.1").
 
+%% It ends with its standard input, as the nodes do, and with the shell that watches that.
 start_epmd(Port, Address) ->
-    Program = start_program(find_epmd(), ["-port", Port, "-address", Address], []),
+    Script = "\"$0\" \"$@\" & cat >/dev/null; kill -9 $!; wait $!",
+    Program = start_program("/bin/sh", ["-c", Script, find_epmd(), "-port", Port, "-address", Address], []),
     ok = eventually(fun() ->
         case gen_tcp:connect("127.0.0.1", list_to_integer(Port), []) of
             {ok, Socket} -> gen_tcp:close(Socket), true;
@@ -109,7 +111,9 @@ start_epmd(Port, Address) ->
     Program.
 
 stop_epmd(Program) ->
-    kill(Program).
+    Program ! close,
+    Lost = monitor(process, Program),
+    receive {'DOWN', Lost, process, Program, closed} -> ok end.
 
 %% The names that epmd knows, with their ports.
 epmd_names(Port) ->
@@ -193,9 +197,9 @@ own(State = #{port := Port, lines := Lines, waiting := Waiting}) ->
             own(settle(State#{lines := [Line | Lines]}));
         {Port, {exit_status, Status}} ->
             own(settle(State#{status := Status}));
-        {write, Data} ->
-            true = port_command(Port, Data),
-            own(State);
+        close ->
+            true = port_close(Port),
+            exit(closed);
         {ask, From, Reference, Question} ->
             own(settle(State#{waiting := [{From, Reference, Question} | Waiting]}))
     end.
@@ -279,10 +283,6 @@ await_exit(Program, Timeout) ->
 alive(Program) ->
     {ok, Running} = ask(Program, fun(#{status := Status}) -> Status =:= running end, ?PATIENCE),
     Running.
-
-write(Program, Data) ->
-    Program ! {write, Data},
-    ok.
 
 send_signal(Program, Signal) ->
     "" = os:cmd(lists:concat(["kill -", Signal, " ", os_pid(Program)])),
