@@ -93,6 +93,23 @@ class Outcome:
         return f"exited with {self.code}"
 
 
+running: set[int] = set()  # process groups started by run() that have not ended
+
+
+def end_group(group: int, how: signal.Signals = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, how)
+
+
+def stop(number: int, _frame: object) -> None:
+    """Ends what runs when the driver itself is told to end: the programs are in groups of their own."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        for group in list(running):
+            end_group(group, how)
+        time.sleep(0.5)
+    os._exit(128 + number)
+
+
 def run(
     command: Command,
     log: Path,
@@ -111,15 +128,16 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        running.add(process.pid)
         code: int | None
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            with contextlib.suppress(ProcessLookupError):  # whatever it left behind goes too
-                os.killpg(process.pid, signal.SIGKILL)
+            end_group(process.pid)  # whatever it left behind goes too
             process.wait()
+            running.discard(process.pid)
     return Outcome(code, log)
 
 
@@ -319,7 +337,9 @@ def private_epmd() -> Iterator[dict[str, str]]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
+    running.add(epmd.pid)
     try:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -330,6 +350,7 @@ def private_epmd() -> Iterator[dict[str, str]]:
     finally:
         epmd.kill()
         epmd.wait()
+        running.discard(epmd.pid)
 
 
 def common_test(directory: str) -> Count:
@@ -421,6 +442,8 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     os.environ["PATH"] = os.pathsep.join(
         ["/usr/bin", "/bin", os.environ.get("PATH", "")]
     )  # the system's python3
