@@ -60,6 +60,10 @@ struct Invoker::Request {
 Invoker::Invoker(term::Codec& codec, Answers& answers, Options options, Hooks hooks)
     : codec_(codec), answers_(answers), options_(std::move(options)), hooks_(std::move(hooks)) {
   cancelled_ = py::attribute(py::import("erlang.exceptions").get(), "Cancelled");
+  py::Ref builtins = py::import("builtins");
+  for (const char* name : {"eval", "exec", "compile", "__import__"}) {
+    evaluators_.push_back(py::attribute(builtins.get(), name));
+  }
   async_cancelled_ = py::attribute(py::import("asyncio").get(), "CancelledError");
 }
 
@@ -156,10 +160,14 @@ bool Invoker::allowed(const Call& call, const Request& request) {
     function = request.verb == Request::Verb::kEval ? "eval" : "exec";
   }
   if ((!code || options_.eval) && options_.allow.allows(module, function)) return true;
+  refuse_not_allowed(call, module, function);
+  return false;
+}
+
+void Invoker::refuse_not_allowed(const Call& call, std::string_view module, std::string_view function) {
   refuse(call, [&](etf::Writer& out) {
     out.tuple(2).atom("not_allowed").tuple(2).binary(module).binary(function);
   });
-  return false;
 }
 
 void Invoker::run(const CallPtr& call) noexcept {
@@ -180,7 +188,11 @@ void Invoker::run(const CallPtr& call) noexcept {
       return refuse(*call, [&](etf::Writer& out) { out.tuple(2).atom("bad_request").raw(*whole); });
     }
     if (!allowed(*call, *request)) return;
-    run_parsed(call, *request);
+    try {
+      run_parsed(call, *request);
+    } catch (const NotAllowed&) {
+      refuse_not_allowed(*call, request->module, request->function);
+    }
   } catch (const py::Error& error) {
     WorkerPool::leave_user_code();
     report(*call, error);
@@ -378,12 +390,36 @@ py::Ref Invoker::module(std::string_view name) {
 py::Ref Invoker::resolve(std::string_view module_name, std::string_view function) {
   if (module_name.empty() || function.empty()) py::raise(PyExc_ValueError, "empty module or function name");
   py::Ref object = module(module_name);
+  // With an allow-list a name is not a way into what the module imports: a module on the way, or at its end, must be
+  // importable by that very name.
+  const bool closed = !options_.allow.open();
+  std::string path(module_name);
   for (;;) {
     const std::size_t dot = function.find('.');
     py::Ref name = py::Ref::borrow(interned(function.substr(0, dot)));
     object = py::check(PyObject_GetAttr(object.get(), name.get()));
-    if (dot == std::string_view::npos) return object;
+    if (closed) {
+      path += '.';
+      path += function.substr(0, dot);
+      if (PyModule_Check(object.get())) check_module(object.get(), path);
+    }
+    if (dot == std::string_view::npos) break;
     function.remove_prefix(dot + 1);
+  }
+  if (!options_.eval) check_no_evaluation(object.get());
+  return object;
+}
+
+void Invoker::check_module(PyObject* object, std::string_view name) {
+  py::Ref known = py::Ref::steal(PyImport_GetModule(interned(name)));
+  if (!known && PyErr_Occurred() != nullptr) py::throw_fetched();
+  if (known.get() != object) throw NotAllowed();
+}
+
+// With eval switched off its helpers in builtins are not to be had by another name either.
+void Invoker::check_no_evaluation(PyObject* object) {
+  for (const auto& evaluator : evaluators_) {
+    if (evaluator.get() == object) throw NotAllowed();
   }
 }
 
@@ -399,6 +435,8 @@ bool Invoker::is_async(const CallPtr& call) noexcept {
     if (!PyFunction_Check(plain)) return false;
     const auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(plain));
     return (code->co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE)) != 0;
+  } catch (const NotAllowed&) {
+    return true;  // refused without a worker
   } catch (const py::Error&) {
     return false;
   }

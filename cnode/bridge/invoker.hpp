@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <vector>
 
 #include "cnode/bridge/allow_list.hpp"
 #include "cnode/bridge/answers.hpp"
@@ -54,6 +55,7 @@ class Invoker {
 
  private:
   struct Request;
+  struct NotAllowed {};  // thrown while a name is resolved
   struct Namespace {
     py::Ref globals;
     bool busy = false;
@@ -67,6 +69,8 @@ class Invoker {
   void free_namespace(const std::string& caller);
   py::Ref evaluate(Namespace& space, const Request& request);
   py::Ref resolve(std::string_view module, std::string_view function);
+  void check_module(PyObject* object, std::string_view name);
+  void check_no_evaluation(PyObject* object);
   py::Ref module(std::string_view name);
   PyObject* interned(std::string_view text);
   void deliver(const CallPtr& call, py::Ref value);
@@ -75,6 +79,7 @@ class Invoker {
   void report_bad_term(const Call& call, const base::Error& error);
   void refuse(const Call& call, const std::function<void(etf::Writer&)>& reason);
   bool allowed(const Call& call, const Request& request);
+  void refuse_not_allowed(const Call& call, std::string_view module, std::string_view function);
 
   term::Codec& codec_;
   Answers& answers_;
@@ -82,6 +87,7 @@ class Invoker {
   const Hooks hooks_;
   py::Ref cancelled_;       // erlang.Cancelled
   py::Ref async_cancelled_;  // asyncio.CancelledError
+  std::vector<py::Ref> evaluators_;
   std::unordered_map<std::string, py::Ref> names_;    // interned attribute and module names
   std::unordered_map<std::string, py::Ref> modules_;  // fully imported ones
   std::unordered_map<std::string, Namespace> namespaces_;

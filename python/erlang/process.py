@@ -165,7 +165,7 @@ class GenServer:
 
     pid: Pid
 
-    def init(self, *args: Any) -> Any:
+    def init(self, *args: Any, **kwargs: Any) -> Any:
         """Called with the arguments of `start` before it returns."""
 
     def handle_call(self, request: Any, sender: tuple[Pid, Any]) -> Any:
@@ -182,7 +182,7 @@ class GenServer:
         """Called when the server ends by itself or by an exception."""
 
     @classmethod
-    def start(cls, *args: Any, name: str | None = None) -> Pid:
+    def start(cls, *args: Any, name: str | None = None, **kwargs: Any) -> Pid:
         """Start a server and return its pid. Raises what `init` raises, ValueError when the name is taken.
 
         From a coroutine on the node's loop only servers with a synchronous `init` can be started like this; use
@@ -193,18 +193,18 @@ class GenServer:
         if _on_loop(loop):
             if inspect.iscoroutinefunction(server.init):
                 raise RuntimeError("init is a coroutine function: use await start_async()")
-            server.init(*args)
+            server.init(*args, **kwargs)
         else:
-            result = server.init(*args)
+            result = server.init(*args, **kwargs)
             if inspect.iscoroutine(result):
                 asyncio.run_coroutine_threadsafe(result, loop).result()
         return server._run(loop, name)
 
     @classmethod
-    async def start_async(cls, *args: Any, name: str | None = None) -> Pid:
+    async def start_async(cls, *args: Any, name: str | None = None, **kwargs: Any) -> Pid:
         """`start` for coroutines on the node's loop."""
         server = cls()
-        result = server.init(*args)
+        result = server.init(*args, **kwargs)
         if inspect.isawaitable(result):
             await result
         return server._run(_node_loop(), name)
