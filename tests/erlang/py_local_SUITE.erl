@@ -44,8 +44,9 @@ end_per_suite(Config) ->
     ok = cluster:stop_epmd(proplists:get_value(epmd, Config)).
 
 %% Each test has a BEAM of its own that is not distributed, and a directory for its files.
-init_per_testcase(_, Config) ->
-    Directory = proplists:get_value(priv_dir, Config),
+init_per_testcase(Case, Config) ->
+    Directory = filename:join(proplists:get_value(priv_dir, Config), Case),
+    ok = file:make_dir(Directory),
     Program = write_program(Directory),
     Plain = cluster:start_plain(proplists:get_value(epmd, Config)),
     cluster:on(Plain, fun() ->
@@ -78,9 +79,9 @@ write_program(Directory) ->
         "    --fail) echo 'cannot start'; exit \"$2\" ;;\n",
         "    *) shift ;;\n",
         "esac; done\n",
-        "ls -ld \"$(dirname \"$cookie\")\" \"$cookie\" | cut -c1-10 >'", Directory, "modes'\n",
-        "echo \"$SIDEWINDER_STOP_ON_STDIN_EOF $arguments\" >'", Directory, "arguments'\n",
-        "echo $$ >'", Directory, "pid'\n",
+        "ls -ld \"$(dirname \"$cookie\")\" \"$cookie\" | cut -c1-10 >'", Directory, "/modes'\n",
+        "echo \"$SIDEWINDER_STOP_ON_STDIN_EOF $arguments\" >'", Directory, "/arguments'\n",
+        "echo $$ >'", Directory, "/pid'\n",
         "echo 'fake program starts'\n",
         "echo '2026-01-01T00:00:00.000 error it burns'\n",
         "export ERL_FLAGS=\"-setcookie $(cat \"$cookie\")\"\n",
