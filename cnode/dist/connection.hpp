@@ -92,7 +92,7 @@ class Connection final : public Link {
   bool take_frames() {
     std::size_t at = 0;
     const std::uint8_t* bytes = input_.data();
-    while (!closed()) {
+    while (!closed() && !closing()) {
       const std::size_t left = input_.size() - at;
       if (skip_ > 0) {
         const std::size_t dropped = std::min(left, skip_);
@@ -115,7 +115,7 @@ class Connection final : public Link {
       if (length > 0) handler_.on_frame(*this, {bytes + at + 4, length}, length);
       at += 4 + length;
     }
-    if (closed()) return false;
+    if (closed() || closing()) return false;
     compact(at);
     return true;
   }

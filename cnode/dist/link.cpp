@@ -25,7 +25,8 @@ void Link::after(SendQueue::Pushed pushed) {
 }
 
 void Link::close(std::string reason) {
-  if (!closed()) request_close(std::move(reason));
+  if (closed() || closing_.exchange(true, std::memory_order_acq_rel)) return;
+  request_close(std::move(reason));
 }
 
 }  // namespace dist

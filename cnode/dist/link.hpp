@@ -51,6 +51,8 @@ class Link : public std::enable_shared_from_this<Link> {
   void close(std::string reason);  // any thread; once
 
   bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // Asked to close: what the peer sent behind the offending frame is not looked at any more.
+  bool closing() const { return closing_.load(std::memory_order_acquire); }
   bool flushed() const { return queue_.idle(); }
   std::uint64_t bytes_sent() const { return queue_.bytes_sent(); }
   std::uint64_t bytes_received() const { return bytes_received_.load(std::memory_order_relaxed); }
@@ -63,6 +65,7 @@ class Link : public std::enable_shared_from_this<Link> {
   virtual void request_close(std::string reason) = 0;    // any thread
 
   std::atomic<bool> closed_{false};
+  std::atomic<bool> closing_{false};
   std::atomic<std::uint64_t> bytes_received_{0};
   SendQueue queue_;
 

@@ -155,6 +155,7 @@ void read_values(Config& config, int argc, char** argv) {
     auto* option = app.add_option(std::string("--") + setting.name, given[setting.name], help);
     option->type_name(setting.kind == Kind::kSwitch ? "on|off" : "TEXT");
     option->expected(1);
+    option->allow_extra_args(false);
     option->multi_option_policy(setting.kind == Kind::kList ? CLI::MultiOptionPolicy::TakeAll
                                                             : CLI::MultiOptionPolicy::TakeLast);
     options[setting.name] = option;
@@ -226,6 +227,10 @@ Config read_config(int argc, char** argv) {
   auto& node = config.runtime.node;
   config.runtime.version = SIDEWINDER_VERSION;
   config.log_level = one(config, "log-level");
+  const std::string& level = config.log_level;
+  if (spdlog::level::from_str(level) == spdlog::level::off && level != "off") {
+    throw ConfigError("log-level: '" + level + "' is not trace, debug, info, warning, error, critical or off");
+  }
   const std::string& format = one(config, "log-format");
   if (format != "text" && format != "json") throw ConfigError("log-format: '" + format + "' is neither text nor json");
   config.log_format = format == "json" ? base::LogFormat::kJson : base::LogFormat::kText;
