@@ -533,9 +533,7 @@ void Node::on_frame(Link& link, etf::Bytes bytes, std::size_t whole_size) {
     case Frame::Kind::kFirstFragment:
     case Frame::Kind::kFragment: {
       if (too_large) return reject(link, {ErrorCode::kTooLarge, 0, {}}, "a fragment over the limit");
-      if (frame->kind == Frame::Kind::kFirstFragment && assembler->second.open() > 0) {
-        assembler->second.drop_idle(Assembler::Clock::now() - kFragmentsIdle);
-      }
+      if (frame->kind == Frame::Kind::kFirstFragment && assembler->second.open() > 0) drop_idle_fragments();
       auto whole = frame->kind == Frame::Kind::kFirstFragment
                        ? assembler->second.on_first(frame->sequence, frame->fragment, frame->body)
                        : assembler->second.on_next(frame->sequence, frame->fragment, frame->body);
@@ -544,6 +542,14 @@ void Node::on_frame(Link& link, etf::Bytes bytes, std::size_t whole_size) {
       return on_signal(link, {(*whole)->bytes.bytes(), &(*whole)->bytes}, false, (*whole)->too_large);
     }
   }
+}
+
+// Seldom, since it looks at every unfinished message.
+void Node::drop_idle_fragments() {
+  const auto now = Assembler::Clock::now();
+  if (now < next_fragment_sweep_) return;
+  next_fragment_sweep_ = now + kFragmentsIdle / 10;
+  for (auto& [link, assembler] : assemblers_) assembler.drop_idle(now - kFragmentsIdle);
 }
 
 void Node::on_signal(Link& link, Incoming body, bool pass_through, bool too_large) {

@@ -176,6 +176,7 @@ class Node final : private LinkHandler {
   void on_exit(Link& link, const Control& control, etf::Bytes reason);
   void on_down(Link& link, const Control& control, etf::Bytes reason);
   void on_spawn(Link& link, const Control& control, etf::Bytes arguments);
+  void drop_idle_fragments();
   void reject(Link& link, const base::Error& error, std::string_view what);
 
   Process* target(const Party& to);
@@ -198,6 +199,7 @@ class Node final : private LinkHandler {
   std::uint64_t next_link_ = 1;
   std::unordered_map<std::uint64_t, LinkPtr> links_;
   std::unordered_map<std::uint64_t, Assembler> assemblers_;
+  Assembler::Clock::time_point next_fragment_sweep_{};
   bool stopping_ = false;
   NodeCounters counters_;
 
