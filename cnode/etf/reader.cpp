@@ -18,7 +18,8 @@ std::string_view text_of(const std::uint8_t* data, std::size_t size) {
   return {reinterpret_cast<const char*>(data), size};
 }
 
-// The bytes of an atom at `at`: where its text starts, how long it is. 0 header when the tag is no atom.
+// The bytes of an atom at `at`: where its text starts, how long it is. 0 header when the tag is no
+// atom.
 struct AtomLayout {
   std::size_t header = 0;
   std::size_t length = 0;
@@ -55,7 +56,8 @@ ErrorCode take_atom(const std::uint8_t*& at, const std::uint8_t* end, AtomView& 
   return {};
 }
 
-// One open container while a term is walked: how many terms it still holds, and where it must end (funs only).
+// One open container while a term is walked: how many terms it still holds, and where it must end
+// (funs only).
 struct Open {
   std::uint64_t remaining;
   const std::uint8_t* must_end;
@@ -260,7 +262,8 @@ Result<RefView> Reader::reference() {
   const ErrorCode code = take_atom(at, end_, view.node, ok);
   if (!ok) return fail(code, at);
   const std::size_t creation_size = old ? 1 : 4;
-  if (static_cast<std::size_t>(end_ - at) < creation_size + 4 * count) return fail(ErrorCode::kTruncated, at);
+  if (static_cast<std::size_t>(end_ - at) < creation_size + 4 * count)
+    return fail(ErrorCode::kTruncated, at);
   view.creation = old ? at[0] : read_u32(at);
   at += creation_size;
   view.count = static_cast<std::uint8_t>(count);
@@ -305,7 +308,8 @@ Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
   const auto left = [&] { return static_cast<std::size_t>(end_ - at); };
   for (;;) {
     while (stack[depth].remaining == 0) {
-      if (stack[depth].must_end != nullptr && stack[depth].must_end != at) return fail(ErrorCode::kMalformed, at);
+      if (stack[depth].must_end != nullptr && stack[depth].must_end != at)
+        return fail(ErrorCode::kMalformed, at);
       if (depth == 0) {
         const Bytes bytes{start, at};
         cursor_ = at;
@@ -316,8 +320,8 @@ Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
     --stack[depth].remaining;
     if (at == end_) return fail(ErrorCode::kTruncated, at);
 
-    std::size_t size = 0;           // bytes of a plain value, its tag included
-    std::uint64_t children = 0;     // terms that follow
+    std::size_t size = 0;        // bytes of a plain value, its tag included
+    std::uint64_t children = 0;  // terms that follow
     const std::uint8_t* must_end = nullptr;
     bool container = false;
     const std::size_t available = left();
@@ -331,7 +335,8 @@ Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
       case kNewFloat: {
         size = 9;
         if (available < size) break;
-        if (!std::isfinite(std::bit_cast<double>(read_u64(at + 1)))) return fail(ErrorCode::kMalformed, at);
+        if (!std::isfinite(std::bit_cast<double>(read_u64(at + 1))))
+          return fail(ErrorCode::kMalformed, at);
         break;
       }
       case kFloat: {
@@ -354,7 +359,8 @@ Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
         break;
       case kBitBinary:
         if (available < 6) return fail(ErrorCode::kTruncated, at);
-        if (at[5] > 8 || (at[5] == 0) != (read_u32(at + 1) == 0)) return fail(ErrorCode::kMalformed, at);
+        if (at[5] > 8 || (at[5] == 0) != (read_u32(at + 1) == 0))
+          return fail(ErrorCode::kMalformed, at);
         size = 6 + std::size_t{read_u32(at + 1)};
         break;
       case kSmallBig:
@@ -404,7 +410,8 @@ Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
         if (!is_atom_tag(*inner)) return fail(ErrorCode::kMalformed, at);
         const ErrorCode code = take_atom(inner, end_, node, ok);
         if (!ok) return fail(code, at);
-        if (static_cast<std::size_t>(end_ - inner) < numbers) return fail(ErrorCode::kTruncated, at);
+        if (static_cast<std::size_t>(end_ - inner) < numbers)
+          return fail(ErrorCode::kTruncated, at);
         at = inner + numbers;
         continue;
       }
@@ -454,7 +461,8 @@ Result<Bytes> Reader::walk(std::size_t outer_depth, Nesting nesting) {
         const std::size_t whole = read_u32(at + 1);  // counts itself, not the tag
         if (whole < 29 || whole > available - 1) return fail(ErrorCode::kTruncated, at);
         must_end = at + 1 + whole;
-        children = std::uint64_t{4} + read_u32(at + 26);  // module, index, unique, pid, free variables
+        children =
+            std::uint64_t{4} + read_u32(at + 26);  // module, index, unique, pid, free variables
         Reader inner({at + 30, must_end});
         auto module = inner.atom();
         if (!module) return fail(ErrorCode::kMalformed, at);

@@ -1,7 +1,9 @@
-// Reader: a cursor over the bytes of terms that a peer wrote, and therefore over bytes nobody vouches for.
+// Reader: a cursor over the bytes of terms that a peer wrote, and therefore over bytes nobody
+// vouches for.
 //
-// Every step checks the bytes it needs before it reads them, nothing recurses, and no allocation follows from a
-// length that the remaining bytes do not cover. A failed step leaves the cursor where it was.
+// Every step checks the bytes it needs before it reads them, nothing recurses, and no allocation
+// follows from a length that the remaining bytes do not cover. A failed step leaves the cursor
+// where it was.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +16,8 @@ namespace etf {
 
 class Reader {
  public:
-  explicit Reader(Bytes bytes) : begin_(bytes.data()), cursor_(bytes.data()), end_(bytes.data() + bytes.size()) {}
+  explicit Reader(Bytes bytes)
+      : begin_(bytes.data()), cursor_(bytes.data()), end_(bytes.data() + bytes.size()) {}
 
   std::size_t offset() const { return static_cast<std::size_t>(cursor_ - begin_); }
   std::size_t remaining() const { return static_cast<std::size_t>(end_ - cursor_); }
@@ -24,9 +27,10 @@ class Reader {
   // The next term's tag, not consumed.
   base::Result<std::uint8_t> peek() const;
 
-  base::Result<std::uint32_t> tuple();             // arity; its elements follow
-  base::Result<std::uint32_t> map();               // number of pairs; key, value, key, value follow
-  base::Result<std::uint32_t> list();              // number of elements; they and, unless it is 0, the tail follow
+  base::Result<std::uint32_t> tuple();  // arity; its elements follow
+  base::Result<std::uint32_t> map();    // number of pairs; key, value, key, value follow
+  base::Result<std::uint32_t>
+  list();  // number of elements; they and, unless it is 0, the tail follow
   base::Result<AtomView> atom();
   base::Result<std::int64_t> integer();            // kWrongType when it does not fit
   base::Result<std::uint64_t> unsigned_integer();  // likewise, and for negative ones
@@ -34,9 +38,10 @@ class Reader {
   base::Result<RefView> reference();
   base::Result<Bytes> binary();
   base::Status nil();
-  base::Status version();                          // the byte 131 in front of a whole term
+  base::Status version();  // the byte 131 in front of a whole term
 
-  // Any one term, checked in depth: its exact bytes. `depth` says how many containers it already stands in.
+  // Any one term, checked in depth: its exact bytes. `depth` says how many containers it already
+  // stands in.
   base::Result<Bytes> term(std::size_t depth = 0) { return walk(depth, Nesting::kLimited); }
 
   // Any one term however deeply nested: for stepping over one that term() found too deep.
@@ -61,7 +66,8 @@ class Reader {
 // Whether `text` is well-formed UTF-8 of at most `max_characters` code points.
 bool is_utf8(std::string_view text, std::size_t max_characters = SIZE_MAX);
 
-// The value of FLOAT_EXT's 31 characters ("1.5e+00", then zeros); false when they are no finite number.
+// The value of FLOAT_EXT's 31 characters ("1.5e+00", then zeros); false when they are no finite
+// number.
 bool parse_float_text(const std::uint8_t* text, double& value);
 inline constexpr std::size_t kFloatText = 31;
 
@@ -69,7 +75,8 @@ inline std::uint16_t read_u16(const std::uint8_t* at) {
   return static_cast<std::uint16_t>((at[0] << 8) | at[1]);
 }
 inline std::uint32_t read_u32(const std::uint8_t* at) {
-  return (std::uint32_t{at[0]} << 24) | (std::uint32_t{at[1]} << 16) | (std::uint32_t{at[2]} << 8) | at[3];
+  return (std::uint32_t{at[0]} << 24) | (std::uint32_t{at[1]} << 16) | (std::uint32_t{at[2]} << 8) |
+         at[3];
 }
 inline std::uint64_t read_u64(const std::uint8_t* at) {
   return (std::uint64_t{read_u32(at)} << 32) | read_u32(at + 4);

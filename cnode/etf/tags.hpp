@@ -44,7 +44,8 @@ enum Tag : std::uint8_t {
 
 inline constexpr std::size_t kMaxDepth = 1000;          // nested containers in one term
 inline constexpr std::size_t kMaxAtomCharacters = 255;  // what a BEAM accepts
-inline constexpr std::size_t kMaxMessage = 256u << 20;  // bytes of one term, whole, in fragments or inflated
+inline constexpr std::size_t kMaxMessage =
+    256u << 20;  // bytes of one term, whole, in fragments or inflated
 inline constexpr std::size_t kMaxReferenceWords = 5;
 
 }  // namespace etf

@@ -1,7 +1,7 @@
 // Pid, Ref and their views: identifiers as plain values.
 //
-// A view points into the bytes it was read from; a value owns its node name. `raw` is the identifier exactly as it
-// stood on the wire, so that it can be sent back byte for byte.
+// A view points into the bytes it was read from; a value owns its node name. `raw` is the
+// identifier exactly as it stood on the wire, so that it can be sent back byte for byte.
 #pragma once
 
 #include <array>

@@ -41,17 +41,23 @@ Writer& Writer::version() {
 }
 
 Writer& Writer::tuple(std::uint32_t arity) {
-  encode(out_, kScalar, [&](char* at, int* index) { return ei_encode_tuple_header(at, index, static_cast<long>(arity)); });
+  encode(out_, kScalar, [&](char* at, int* index) {
+    return ei_encode_tuple_header(at, index, static_cast<long>(arity));
+  });
   return *this;
 }
 
 Writer& Writer::map(std::uint32_t pairs) {
-  encode(out_, kScalar, [&](char* at, int* index) { return ei_encode_map_header(at, index, static_cast<long>(pairs)); });
+  encode(out_, kScalar, [&](char* at, int* index) {
+    return ei_encode_map_header(at, index, static_cast<long>(pairs));
+  });
   return *this;
 }
 
 Writer& Writer::list(std::uint32_t count) {
-  encode(out_, kScalar, [&](char* at, int* index) { return ei_encode_list_header(at, index, static_cast<long>(count)); });
+  encode(out_, kScalar, [&](char* at, int* index) {
+    return ei_encode_list_header(at, index, static_cast<long>(count));
+  });
   return *this;
 }
 
@@ -62,7 +68,8 @@ Writer& Writer::nil() {
 
 Writer& Writer::atom(std::string_view utf8) {
   encode(out_, utf8.size() + 4, [&](char* at, int* index) {
-    return ei_encode_atom_len_as(at, index, utf8.data(), static_cast<int>(utf8.size()), ERLANG_UTF8, ERLANG_UTF8);
+    return ei_encode_atom_len_as(at, index, utf8.data(), static_cast<int>(utf8.size()), ERLANG_UTF8,
+                                 ERLANG_UTF8);
   });
   return *this;
 }
@@ -73,7 +80,8 @@ Writer& Writer::integer(std::int64_t value) {
 }
 
 Writer& Writer::unsigned_integer(std::uint64_t value) {
-  encode(out_, kScalar, [&](char* at, int* index) { return ei_encode_ulonglong(at, index, value); });
+  encode(out_, kScalar,
+         [&](char* at, int* index) { return ei_encode_ulonglong(at, index, value); });
   return *this;
 }
 

@@ -1,7 +1,7 @@
 // Buffer and Writer: terms as bytes, encoded by erl_interface (ei).
 //
-// ei writes into memory that must be large enough; the Writer reserves the most a value can take, hands ei the
-// place, and counts what it wrote, so there is one pass and no reallocation per value.
+// ei writes into memory that must be large enough; the Writer reserves the most a value can take,
+// hands ei the place, and counts what it wrote, so there is one pass and no reallocation per value.
 #pragma once
 
 #include <cstddef>
@@ -70,7 +70,8 @@ class Buffer {
   std::size_t capacity_ = 0;
 };
 
-// Appends terms to a Buffer. The caller keeps the shape right: a header is followed by what it announces.
+// Appends terms to a Buffer. The caller keeps the shape right: a header is followed by what it
+// announces.
 class Writer {
  public:
   explicit Writer(Buffer& out) : out_(out) {}
@@ -80,12 +81,13 @@ class Writer {
   Writer& version();
   Writer& tuple(std::uint32_t arity);
   Writer& map(std::uint32_t pairs);
-  Writer& list(std::uint32_t count);  // of 0: the empty list; otherwise the elements follow, then the tail
+  Writer& list(
+      std::uint32_t count);  // of 0: the empty list; otherwise the elements follow, then the tail
   Writer& nil();
   Writer& atom(std::string_view utf8);  // at most 255 characters, well-formed: the caller's promise
   Writer& integer(std::int64_t value);
   Writer& unsigned_integer(std::uint64_t value);
-  Writer& real(double value);           // finite
+  Writer& real(double value);  // finite
   Writer& binary(Bytes bytes);
   Writer& binary(std::string_view text) {
     return binary(Bytes{reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
