@@ -78,15 +78,18 @@ class Program:
         self.name = name
         self.log = directory / f"{name}.log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=os.environ | env,
-                cwd=directory,
-                text=True,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [str(part) for part in command],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=os.environ | env,
+                    cwd=directory,
+                    text=True,
+                )
+            except OSError as error:
+                raise BenchError(f"{name}: {error}; `make build` comes first") from error
 
     @property
     def pid(self) -> int:
@@ -494,7 +497,7 @@ def codec(scale: Scale) -> None:
     if not program.exists():
         figure("term codec", "not measured", "no bench_codec")
         return
-    quick = ["--quick"] if scale is QUICK else []
+    quick = ["sqrt"] if scale is QUICK else []  # only this term
     done = subprocess.run([program, *quick], capture_output=True, text=True, timeout=PATIENCE)
     print(done.stdout, end="", flush=True)
     if done.returncode != 0:
@@ -551,8 +554,10 @@ def main() -> int:
     began = time.monotonic()
     work_before, own_before = cpu_seconds()
     print(f"machine: {machine()}")
+    policy = {os.SCHED_OTHER: "", os.SCHED_RR: "; SCHED_RR", os.SCHED_FIFO: "; SCHED_FIFO"}
     print(
-        f"load average at the start: {os.getloadavg()[0]:.2f}; BEAM: {arguments.erl_flags or 'default flags'}"
+        f"load average at the start: {os.getloadavg()[0]:.2f}; "
+        f"BEAM: {arguments.erl_flags or 'default flags'}{policy.get(os.sched_getscheduler(0), '')}"
     )
     if arguments.quick:
         print("quick run: these figures only show that the programs work")
