@@ -405,7 +405,13 @@ void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
     auto function = in.atom();
     if (!function) return fail();
     auto arguments = in.term();
-    if (!arguments) return fail();
+    if (!arguments) {
+      if (!is_call) return fail();
+      Reply reply(*call, answers_);
+      reply.begin_error();
+      reply.out().tuple(2).atom("bad_term").binary(arguments.error().message());
+      return reply.finish(false);
+    }
     call->module = module->text;
     call->function = function->text;
     call->request = *arguments;
