@@ -676,8 +676,8 @@ void Node::on_net_kernel(Link& link, etf::Bytes message) {
 void Node::on_monitor(Link& link, const Control& control) {
   Process* process = target(control.to);
   const bool by_name = control.to.kind == Party::Kind::kName;
+  const etf::Buffer name = by_name ? encode_atom(control.to.name.utf8()) : etf::Buffer();
   if (process == nullptr) {
-    const etf::Buffer name = by_name ? encode_atom(control.to.name.utf8()) : etf::Buffer();
     return send_down(link, by_name ? bytes_of(name) : control.to.pid.raw, control.from.pid.raw, control.ref.raw,
                      noproc().bytes());
   }
@@ -685,7 +685,7 @@ void Node::on_monitor(Link& link, const Control& control) {
     return reject(link, {ErrorCode::kTooLarge, 0, {}}, "more monitors than a process may have");
   }
   process->watchers[RefKey::of(link.id(), control.ref)] =
-      Watcher{link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), by_name};
+      Watcher{link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), keep(bytes_of(name))};
 }
 
 void Node::on_demonitor(Link& link, const Control& control) {
@@ -782,7 +782,7 @@ void Node::on_spawn(Link& link, const Control& control, etf::Bytes arguments) {
   if (options->monitor) {
     flags |= kSpawnedWithMonitor;
     process.watchers[RefKey::of(link.id(), control.ref)] =
-        Watcher{link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), false};
+        Watcher{link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), {}};
   }
   if (options->link) {
     flags |= kSpawnedWithLink;
@@ -849,8 +849,7 @@ void Node::exit_process(ProcessId id, etf::Bytes reason) {
     }
     auto link = find_link(watcher.link);
     if (!link) continue;
-    const etf::Buffer name = watcher.by_name ? encode_atom(process->name) : etf::Buffer();
-    send_down(*link, watcher.by_name ? bytes_of(name) : view(process->pid), view(watcher.pid), view(watcher.ref), reason);
+    send_down(*link, view(watcher.name.empty() ? process->pid : watcher.name), view(watcher.pid), view(watcher.ref), reason);
   }
   for (const auto& [key, linked] : process->links) {
     if (linked.unlinking != 0) continue;
@@ -900,7 +899,7 @@ RefKey Node::monitor(Process& owner, const std::string& node, etf::Bytes target_
       return key;
     }
     monitor.local = watched->id;
-    watched->watchers[key] = Watcher{0, owner.id, owner.pid, monitor.ref, false};
+    watched->watchers[key] = Watcher{0, owner.id, owner.pid, monitor.ref, {}};
     owner.monitors[key] = std::move(monitor);
     return key;
   }

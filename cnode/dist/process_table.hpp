@@ -67,7 +67,7 @@ struct Watcher {
   ProcessId local = 0;
   Raw8 pid;
   Raw8 ref;
-  bool by_name = false;  // DOWN names the process as the monitor did
+  Raw8 name;  // the atom it was monitored by, for DOWN to say again; empty when by pid
 };
 
 struct Linked {
