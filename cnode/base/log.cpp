@@ -19,8 +19,8 @@ std::size_t utf8_sequence(std::string_view text) {
   auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
   const std::uint8_t lead = byte(0);
   if (lead < 0x80) return 1;
-  const std::size_t length = lead >= 0xF0 && lead <= 0xF4 ? 4
-                             : lead >= 0xE0               ? 3
+  const std::size_t length = lead >= 0xF0 && lead <= 0xF4  ? 4
+                             : lead >= 0xE0                ? 3
                              : lead >= 0xC2 && lead < 0xE0 ? 2
                                                            : 0;
   if (lead > 0xF4 || length == 0 || text.size() < length) return 0;
@@ -51,7 +51,8 @@ class JsonFormatter final : public spdlog::formatter {
     std::array<char, 8> fraction{};
     std::snprintf(fraction.data(), fraction.size(), ".%03dZ", static_cast<int>(millis % 1000));
 
-    std::string line = "{\"ts\":\"" + std::string(stamp.data(), size) + fraction.data() + "\",\"level\":\"";
+    std::string line =
+        "{\"ts\":\"" + std::string(stamp.data(), size) + fraction.data() + "\",\"level\":\"";
     const auto level = spdlog::level::to_string_view(message.level);
     line.append(level.data(), level.size());
     line += "\",\"node\":\"" + json_escape(node_) + "\",\"msg\":\"";
@@ -99,9 +100,11 @@ void configure_logging(std::string_view level, LogFormat format, const std::stri
   const std::string name(level);
   const auto value = spdlog::level::from_str(name);
   if (value == spdlog::level::off && name != "off") {
-    throw std::invalid_argument("log level '" + name + "' is not one of trace, debug, info, warning, error, critical, off");
+    throw std::invalid_argument(
+        "log level '" + name + "' is not one of trace, debug, info, warning, error, critical, off");
   }
-  auto logger = std::make_shared<spdlog::logger>("node", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger =
+      std::make_shared<spdlog::logger>("node", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   if (format == LogFormat::kJson) {
     logger->set_formatter(std::make_unique<JsonFormatter>(node));
   } else {

@@ -1,7 +1,7 @@
 // Result<T>: a value, or why there is none.
 //
-// Used wherever a peer can cause the failure: its bytes are wrong, too long, too deep. Such a failure is data, not
-// an exception; the caller decides whether it costs a reply or the connection.
+// Used wherever a peer can cause the failure: its bytes are wrong, too long, too deep. Such a
+// failure is data, not an exception; the caller decides whether it costs a reply or the connection.
 #pragma once
 
 #include <cassert>
@@ -14,14 +14,15 @@
 namespace base {
 
 enum class ErrorCode {
-  kTruncated,      // the bytes end before the value does
-  kUnknownTag,     // a tag or opcode nobody defined
-  kWrongType,      // a well-formed value of another type than the protocol asks for
-  kTooLarge,       // over a size limit
-  kTooDeep,        // over the nesting limit
-  kMalformed,      // well-delimited, yet not a legal value (bad UTF-8 in an atom, an arity that cannot fit)
-  kUnsupported,    // legal, but not understood here
-  kRefused,        // the other side said no (cookie, name, flags)
+  kTruncated,   // the bytes end before the value does
+  kUnknownTag,  // a tag or opcode nobody defined
+  kWrongType,   // a well-formed value of another type than the protocol asks for
+  kTooLarge,    // over a size limit
+  kTooDeep,     // over the nesting limit
+  kMalformed,   // well-delimited, yet not a legal value (bad UTF-8 in an atom, an arity that cannot
+                // fit)
+  kUnsupported,  // legal, but not understood here
+  kRefused,      // the other side said no (cookie, name, flags)
   kTimeout,
   kClosed,
 };
@@ -39,8 +40,10 @@ struct Error {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}     // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Error error)
+      : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
   explicit operator bool() const { return state_.index() == 0; }
   bool ok() const { return state_.index() == 0; }

@@ -1,4 +1,5 @@
-// AllowList: which functions peers may call. Without patterns everything is open, which main warns about once.
+// AllowList: which functions peers may call. Without patterns everything is open, which main warns
+// about once.
 #pragma once
 
 #include <string>
@@ -7,9 +8,9 @@
 
 namespace bridge {
 
-// A pattern is a dotted name such as 'math.sqrt', 'mymodule.*' or 'mypackage.**': '*' stands for any one segment, '**'
-// for one or more at the end. Names with a segment that starts with an underscore match only a pattern that spells
-// it out.
+// A pattern is a dotted name such as 'math.sqrt', 'mymodule.*' or 'mypackage.**': '*' stands for
+// any one segment, '**' for one or more at the end. Names with a segment that starts with an
+// underscore match only a pattern that spells it out.
 class AllowList {
  public:
   explicit AllowList(std::vector<std::string> patterns = {});

@@ -2,7 +2,6 @@
 
 #include <asio/post.hpp>
 
-
 namespace bridge {
 
 void Answers::link_up(const dist::LinkPtr& link, etf::Bytes py_pid) {
@@ -78,7 +77,8 @@ void Answers::refuse(const Call& call, std::string_view reason) {
   reply.finish(false);
 }
 
-Reply::Reply(const Call& call, Answers& answers) : call_(call), answers_(answers), message_(), writer_(message_.bytes) {
+Reply::Reply(const Call& call, Answers& answers)
+    : call_(call), answers_(answers), message_(), writer_(message_.bytes) {
   switch (call.kind) {
     case Call::Kind::kRequest:
       message_ = dist::begin_gen_reply(*call.link, answers.py_pid(), call.from, call.tag);
@@ -118,7 +118,8 @@ void Reply::restart() { message_.bytes.truncate(mark_); }
 void Reply::finish(bool ok) {
   call_.done.store(true, std::memory_order_release);
   const auto payload = [&] {
-    return etf::Bytes{message_.bytes.data() + dist::Message::kHeadroom, message_.bytes.size() - dist::Message::kHeadroom};
+    return etf::Bytes{message_.bytes.data() + dist::Message::kHeadroom,
+                      message_.bytes.size() - dist::Message::kHeadroom};
   };
   switch (call_.kind) {
     case Call::Kind::kRequest: {
@@ -130,7 +131,8 @@ void Reply::finish(bool ok) {
     case Call::Kind::kBatchItem: {
       const OutboxPtr outbox = call_.outbox ? call_.outbox : answers_.outbox(call_.link->id());
       if (!outbox) return;
-      if (outbox->add_reply(call_.from, payload()) == Outbox::Added::kFlushNow) return outbox->flush();
+      if (outbox->add_reply(call_.from, payload()) == Outbox::Added::kFlushNow)
+        return outbox->flush();
       return answers_.touched(outbox);
     }
     case Call::Kind::kErpc:

@@ -55,15 +55,16 @@ class Answers {
   std::vector<std::pair<dist::ProcessId, etf::Buffer>> exits_;
 };
 
-// One answer while it is written: the caller appends to out() what finish() then sends. What surrounds it (addresses,
-// tags, ids) is already there.
+// One answer while it is written: the caller appends to out() what finish() then sends. What
+// surrounds it (addresses, tags, ids) is already there.
 class Reply {
  public:
   Reply(const Call& call, Answers& answers);
 
   bool wanted() const { return wanted_; }
   etf::Writer& out() { return writer_; }
-  // {ok, … / {Res, return, …; nothing for a spawned process, whose value is dropped. The value follows.
+  // {ok, … / {Res, return, …; nothing for a spawned process, whose value is dropped. The value
+  // follows.
   void begin_ok();
   void begin_error();  // {error, … / {Res, error, …; the reason follows
   void restart();      // forgets what was begun

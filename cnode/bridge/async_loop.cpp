@@ -17,7 +17,9 @@ struct Pending {
   CallPtr call;
 };
 
-void free_pending(PyObject* capsule) { delete static_cast<Pending*>(PyCapsule_GetPointer(capsule, kCallCapsule)); }
+void free_pending(PyObject* capsule) {
+  delete static_cast<Pending*>(PyCapsule_GetPointer(capsule, kCallCapsule));
+}
 
 }  // namespace
 
@@ -70,7 +72,9 @@ void AsyncLoop::cancel(const CallPtr& call) { push({Item::What::kCancel, call, n
 
 void AsyncLoop::look_for_async() { push({Item::What::kLook, nullptr, nullptr, {}}); }
 
-void AsyncLoop::post(std::function<void()> work) { push({Item::What::kWork, nullptr, nullptr, std::move(work)}); }
+void AsyncLoop::post(std::function<void()> work) {
+  push({Item::What::kWork, nullptr, nullptr, std::move(work)});
+}
 
 void AsyncLoop::run() {
   const py::GilGuard gil;
@@ -98,7 +102,8 @@ void AsyncLoop::run() {
     py::Ref tasks = py::check(PyObject_CallMethod(asyncio.get(), "all_tasks", "O", loop_));
     py::Ref list = py::check(PySequence_List(tasks.get()));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.get()); ++i) {
-      py::Ref ignored = py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
+      py::Ref ignored =
+          py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
       if (!ignored) PyErr_Clear();
     }
     py::check(PyObject_CallMethod(loop_, "stop", nullptr));
@@ -112,8 +117,10 @@ void AsyncLoop::run() {
       const std::lock_guard lock(mutex_);
       starting = state_ == State::kStarting;
     }
-    if (starting) report(State::kFailed, told.type + ": " + told.message);
-    else spdlog::warn("the asyncio loop ended with {}: {}", told.type, told.message);
+    if (starting)
+      report(State::kFailed, told.type + ": " + told.message);
+    else
+      spdlog::warn("the asyncio loop ended with {}: {}", told.type, told.message);
   }
   create_task_.reset();
   call_soon_.reset();
@@ -157,8 +164,8 @@ void AsyncLoop::drain() {
         break;
       case Item::What::kCancel:
         if (item.call->task != nullptr) {
-          py::Ref ignored =
-              py::Ref::steal(PyObject_CallMethod(static_cast<PyObject*>(item.call->task), "cancel", nullptr));
+          py::Ref ignored = py::Ref::steal(
+              PyObject_CallMethod(static_cast<PyObject*>(item.call->task), "cancel", nullptr));
           if (!ignored) PyErr_Clear();
         }
         break;

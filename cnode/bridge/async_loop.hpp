@@ -1,9 +1,10 @@
 // AsyncLoop: the thread with the asyncio loop, where coroutines of all calls run.
 //
-//   workers (coroutines), reactor (cancellations) ── inbox + Wakeup ──▶ loop.add_reader ──▶ tasks ──▶ Invoker::finish
+//   workers (coroutines), reactor (cancellations) ── inbox + Wakeup ──▶ loop.add_reader ──▶ tasks
+//   ──▶ Invoker::finish
 //
-// Never held up by workers: when all of them are busy it takes the calls of coroutine functions out of their queue
-// itself.
+// Never held up by workers: when all of them are busy it takes the calls of coroutine functions out
+// of their queue itself.
 #pragma once
 
 #include <condition_variable>
@@ -23,8 +24,8 @@ class AsyncLoop {
  public:
   struct Hooks {
     std::function<void(const Call&, PyObject* value, PyObject* exception)> finish;  // under the GIL
-    std::function<void()> look_for_async;                                          // under the GIL
-    std::function<void()> flush;                                                   // without the GIL
+    std::function<void()> look_for_async;                                           // under the GIL
+    std::function<void()> flush;  // without the GIL
   };
 
   explicit AsyncLoop(Hooks hooks) : hooks_(std::move(hooks)) {}
@@ -32,13 +33,14 @@ class AsyncLoop {
   AsyncLoop(const AsyncLoop&) = delete;
   AsyncLoop& operator=(const AsyncLoop&) = delete;
 
-  void start();  // without the GIL; returns when the loop runs. Throws std::runtime_error when it cannot.
+  void start();  // without the GIL; returns when the loop runs. Throws std::runtime_error when it
+                 // cannot.
   void stop();   // without the GIL; cancels what still runs
 
   void start_task(const CallPtr& call, py::Ref coroutine);  // under the GIL
   void cancel(const CallPtr& call);                         // any thread
   void look_for_async();                                    // any thread
-  void post(std::function<void()> work);                    // any thread: runs it there, under the GIL
+  void post(std::function<void()> work);  // any thread: runs it there, under the GIL
 
   std::size_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
   PyObject* loop() const { return loop_; }  // borrowed; under the GIL

@@ -1,9 +1,11 @@
 // Call: one piece of work a peer asked for, from its frame to its answer.
 //
-//   reactor: Router makes it ──▶ CallQueue ──▶ worker or loop thread: runs it ──▶ Outbox / exit of its process
+//   reactor: Router makes it ──▶ CallQueue ──▶ worker or loop thread: runs it ──▶ Outbox / exit of
+//   its process
 //
-// Its bytes are copied once, out of the link's read buffer; everything else points into them. Made on the reactor,
-// run on a Python thread; what both touch is atomic or guarded by the WorkerPool's lock, and said so.
+// Its bytes are copied once, out of the link's read buffer; everything else points into them. Made
+// on the reactor, run on a Python thread; what both touch is atomic or guarded by the WorkerPool's
+// lock, and said so.
 #pragma once
 
 #include <atomic>
@@ -26,11 +28,11 @@ class Outbox;
 
 struct Call {
   enum class Kind : std::uint8_t {
-    kRequest,        // '$gen_call' to py: reply to From
-    kCast,           // '$gen_cast' to py
-    kBatchItem,      // an item of a '$py_batch'
-    kSpawn,          // a Python function as a process
-    kErpc,           // erpc:execute_call: the answer is the exit reason
+    kRequest,    // '$gen_call' to py: reply to From
+    kCast,       // '$gen_cast' to py
+    kBatchItem,  // an item of a '$py_batch'
+    kSpawn,      // a Python function as a process
+    kErpc,       // erpc:execute_call: the answer is the exit reason
     kErpcCast,
     kFreeNamespace,  // its process ended
   };
@@ -39,21 +41,23 @@ struct Call {
   dist::LinkPtr link;
   std::shared_ptr<Outbox> outbox;  // of the link; looked up when it is not set
   Payload payload;
-  etf::Bytes request;  // kRequest, kCast, kBatchItem: the term; kSpawn, kErpc, kErpcCast: the arguments
+  etf::Bytes
+      request;  // kRequest, kCast, kBatchItem: the term; kSpawn, kErpc, kErpcCast: the arguments
   // Who asked, as far as the kind knows.
   etf::PidView from;
-  etf::Bytes tag;                  // kRequest
-  std::uint64_t id = 0;            // kBatchItem
-  dist::ProcessId process = 0;     // kSpawn, kErpc
-  std::string_view module;         // kSpawn, kErpc, kErpcCast
+  etf::Bytes tag;               // kRequest
+  std::uint64_t id = 0;         // kBatchItem
+  dist::ProcessId process = 0;  // kSpawn, kErpc
+  std::string_view module;      // kSpawn, kErpc, kErpcCast
   std::string_view function;
-  etf::Bytes result_tag;           // kErpc: Res
-  dist::RefKey key;                // under which the Router knows it
-  std::string caller;              // kFreeNamespace: the pid
+  etf::Bytes result_tag;  // kErpc: Res
+  dist::RefKey key;       // under which the Router knows it
+  std::string caller;     // kFreeNamespace: the pid
 
   std::atomic<bool> cancelled{false};
   mutable std::atomic<bool> done{false};  // answered, or nobody to answer
-  void* task = nullptr;    // under the GIL: the asyncio.Task it runs as, owned by the loop while it runs
+  void* task =
+      nullptr;  // under the GIL: the asyncio.Task it runs as, owned by the loop while it runs
 };
 
 using CallPtr = std::shared_ptr<Call>;

@@ -17,7 +17,9 @@ constexpr std::size_t kMaxNames = 20'000;
 constexpr std::size_t kInlineArguments = 8;
 constexpr std::size_t kMaxWaiting = 1000;  // eval and exec of one caller
 
-std::string_view as_text(etf::Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+std::string_view as_text(etf::Bytes bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 // An atom's or a binary's text; module and function names come as either.
 Result<std::string_view> name_text(etf::Reader& in) {
@@ -30,7 +32,8 @@ Result<std::string_view> name_text(etf::Reader& in) {
   }
   auto atom = in.atom();
   if (!atom) return atom.error();
-  if (atom->latin1 && !etf::is_utf8(atom->text)) return base::Error{ErrorCode::kUnsupported, 0, "a Latin-1 name"};
+  if (atom->latin1 && !etf::is_utf8(atom->text))
+    return base::Error{ErrorCode::kUnsupported, 0, "a Latin-1 name"};
   return atom->text;
 }
 
@@ -39,7 +42,8 @@ bool is_coroutine(PyObject* value) {
   // Coroutines of compiled modules have a type of their own, with send() where a Future has none.
   const auto* async = Py_TYPE(value)->tp_as_async;
   if (async == nullptr || async->am_await == nullptr) return false;
-  return PyObject_HasAttrString(value, "send") != 0 && PyObject_HasAttrString(value, "cr_frame") != 0;
+  return PyObject_HasAttrString(value, "send") != 0 &&
+         PyObject_HasAttrString(value, "cr_frame") != 0;
 }
 
 }  // namespace
@@ -69,14 +73,18 @@ Invoker::Invoker(term::Codec& codec, Answers& answers, Options options, Hooks ho
 
 Invoker::~Invoker() = default;
 
-// --- requests ----------------------------------------------------------------------------------------------------
+// --- requests
+// ----------------------------------------------------------------------------------------------------
 
 Result<Invoker::Request> Invoker::parse(const Call& call) const {
-  const auto wrong = [](std::string what) { return base::Error{ErrorCode::kWrongType, 0, std::move(what)}; };
+  const auto wrong = [](std::string what) {
+    return base::Error{ErrorCode::kWrongType, 0, std::move(what)};
+  };
   Request request;
   request.binary = options_.binary;
   request.caller = call.from;
-  if (call.kind == Call::Kind::kSpawn || call.kind == Call::Kind::kErpc || call.kind == Call::Kind::kErpcCast) {
+  if (call.kind == Call::Kind::kSpawn || call.kind == Call::Kind::kErpc ||
+      call.kind == Call::Kind::kErpcCast) {
     request.module = call.module;
     request.function = call.function;
     request.arguments = call.request;
@@ -123,10 +131,14 @@ Result<Invoker::Request> Invoker::parse(const Call& call) const {
         if (*key == "binary") {
           auto value = in.atom();
           if (!value) return wrong("options");
-          if (*value == "auto") request.binary = term::BinaryPolicy::kAuto;
-          else if (*value == "str") request.binary = term::BinaryPolicy::kStr;
-          else if (*value == "bytes") request.binary = term::BinaryPolicy::kBytes;
-          else return wrong("options: binary");
+          if (*value == "auto")
+            request.binary = term::BinaryPolicy::kAuto;
+          else if (*value == "str")
+            request.binary = term::BinaryPolicy::kStr;
+          else if (*value == "bytes")
+            request.binary = term::BinaryPolicy::kBytes;
+          else
+            return wrong("options: binary");
         } else if (auto value = in.term(); !value) {
           return value.error();
         }
@@ -164,7 +176,8 @@ bool Invoker::allowed(const Call& call, const Request& request) {
   return false;
 }
 
-void Invoker::refuse_not_allowed(const Call& call, std::string_view module, std::string_view function) {
+void Invoker::refuse_not_allowed(const Call& call, std::string_view module,
+                                 std::string_view function) {
   refuse(call, [&](etf::Writer& out) {
     out.tuple(2).atom("not_allowed").tuple(2).binary(module).binary(function);
   });
@@ -178,7 +191,8 @@ void Invoker::run(const CallPtr& call) noexcept {
     }
     auto request = parse(*call);
     if (!request) {
-      if (request.error().code != ErrorCode::kWrongType) return report_bad_term(*call, request.error());
+      if (request.error().code != ErrorCode::kWrongType)
+        return report_bad_term(*call, request.error());
       etf::Reader in(call->request);
       auto whole = in.term();
       if (!whole) return report_bad_term(*call, whole.error());
@@ -209,7 +223,8 @@ void Invoker::run_parsed(const CallPtr& call, const Request& request) {
 }
 
 void Invoker::call_function(const CallPtr& call, const Request& request) {
-  // Arguments lie behind one free slot, which lets a bound method put its self there without copying.
+  // Arguments lie behind one free slot, which lets a bound method put its self there without
+  // copying.
   std::vector<py::Ref> arguments;
   term::DecodeOptions decode{request.binary};
   etf::Reader in(request.arguments);
@@ -218,7 +233,8 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
     auto list = codec_.decode(in, decode);
     if (!list) return report_bad_term(*call, list.error());
     const Py_ssize_t count = PyList_GET_SIZE(list->get());
-    for (Py_ssize_t i = 0; i < count; ++i) arguments.push_back(py::Ref::borrow(PyList_GET_ITEM(list->get(), i)));
+    for (Py_ssize_t i = 0; i < count; ++i)
+      arguments.push_back(py::Ref::borrow(PyList_GET_ITEM(list->get(), i)));
   } else {
     auto count = in.list();
     if (!count) return report_bad_term(*call, count.error());
@@ -230,7 +246,9 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
     }
     if (*count > 0) {
       auto tail = in.nil();
-      if (!tail) return report_bad_term(*call, {ErrorCode::kUnsupported, in.offset(), "the arguments are no proper list"});
+      if (!tail)
+        return report_bad_term(
+            *call, {ErrorCode::kUnsupported, in.offset(), "the arguments are no proper list"});
     }
   }
   py::Ref keywords;
@@ -241,7 +259,8 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
       auto value = codec_.decode(map, decode);
       if (!value) return report_bad_term(*call, value.error());
       if (!PyDict_Check(value->get())) {
-        return report_bad_term(*call, {ErrorCode::kUnsupported, 0, "the keyword arguments are no map"});
+        return report_bad_term(*call,
+                               {ErrorCode::kUnsupported, 0, "the keyword arguments are no map"});
       }
       // Keys may have come as atoms; Python wants plain strings.
       keywords = py::check(PyDict_New());
@@ -265,8 +284,9 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
     slots = many.data();
   }
   for (std::size_t i = 0; i < arguments.size(); ++i) slots[i + 1] = arguments[i].get();
-  py::Ref value = py::check(PyObject_VectorcallDict(callable.get(), slots + 1,
-                                                    arguments.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, keywords.get()));
+  py::Ref value = py::check(
+      PyObject_VectorcallDict(callable.get(), slots + 1,
+                              arguments.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, keywords.get()));
   deliver(call, std::move(value));
 }
 
@@ -281,7 +301,8 @@ void Invoker::deliver(const CallPtr& call, py::Ref value) {
   answer(*call, value.get());
 }
 
-// --- eval and exec -----------------------------------------------------------------------------------------------
+// --- eval and exec
+// -----------------------------------------------------------------------------------------------
 
 void Invoker::run_code(const CallPtr& call, const Request& request) {
   const std::string caller(as_text(request.caller.raw));
@@ -332,8 +353,8 @@ py::Ref Invoker::evaluate(Namespace& space, const Request& request) {
     if (!locals) py::raise(PyExc_ValueError, "locals: " + locals.error().message());
     if (!PyDict_Check(locals->get())) py::raise(PyExc_TypeError, "locals must be a map");
     if (PyDict_GET_SIZE(locals->get()) > 0) {
-      // A copy, so that the names given with one request are gone after it; as globals, so that comprehensions and
-      // lambdas see them.
+      // A copy, so that the names given with one request are gone after it; as globals, so that
+      // comprehensions and lambdas see them.
       globals = py::check(PyDict_Copy(space.globals.get()));
       PyObject* key = nullptr;
       PyObject* item = nullptr;
@@ -346,10 +367,12 @@ py::Ref Invoker::evaluate(Namespace& space, const Request& request) {
     }
   }
   const std::string source(request.code);
-  if (source.find('\0') != std::string::npos) py::raise(PyExc_ValueError, "source code contains null bytes");
+  if (source.find('\0') != std::string::npos)
+    py::raise(PyExc_ValueError, "source code contains null bytes");
   const int mode = request.verb == Request::Verb::kEval ? Py_eval_input : Py_file_input;
   const std::size_t start = mode == Py_eval_input ? source.find_first_not_of(" \t") : 0;
-  py::Ref code = py::check(Py_CompileString(source.c_str() + (start == std::string::npos ? 0 : start), "<erlang>", mode));
+  py::Ref code = py::check(Py_CompileString(
+      source.c_str() + (start == std::string::npos ? 0 : start), "<erlang>", mode));
   return py::check(PyEval_EvalCode(code.get(), globals.get(), globals.get()));
 }
 
@@ -360,7 +383,8 @@ void Invoker::free_namespace(const std::string& caller) {
   for (auto& call : gone.mapped().waiting) call->done = true;
 }
 
-// --- names -------------------------------------------------------------------------------------------------------
+// --- names
+// -------------------------------------------------------------------------------------------------------
 
 PyObject* Invoker::interned(std::string_view text) {
   const std::string key(text);
@@ -388,10 +412,11 @@ py::Ref Invoker::module(std::string_view name) {
 }
 
 py::Ref Invoker::resolve(std::string_view module_name, std::string_view function) {
-  if (module_name.empty() || function.empty()) py::raise(PyExc_ValueError, "empty module or function name");
+  if (module_name.empty() || function.empty())
+    py::raise(PyExc_ValueError, "empty module or function name");
   py::Ref object = module(module_name);
-  // With an allow-list a name is not a way into what the module imports: a module on the way, or at its end, must be
-  // importable by that very name.
+  // With an allow-list a name is not a way into what the module imports: a module on the way, or at
+  // its end, must be importable by that very name.
   const bool closed = !options_.allow.open();
   std::string path(module_name);
   for (;;) {
@@ -431,7 +456,8 @@ bool Invoker::is_async(const CallPtr& call) noexcept {
     if (!options_.allow.allows(request->module, request->function)) return true;
     if (!modules_.contains(std::string(request->module))) return false;  // importing may take long
     py::Ref function = resolve(request->module, request->function);
-    PyObject* plain = PyMethod_Check(function.get()) ? PyMethod_GET_FUNCTION(function.get()) : function.get();
+    PyObject* plain =
+        PyMethod_Check(function.get()) ? PyMethod_GET_FUNCTION(function.get()) : function.get();
     if (!PyFunction_Check(plain)) return false;
     const auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(plain));
     return (code->co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE)) != 0;
@@ -442,7 +468,8 @@ bool Invoker::is_async(const CallPtr& call) noexcept {
   }
 }
 
-// --- answers -----------------------------------------------------------------------------------------------------
+// --- answers
+// -----------------------------------------------------------------------------------------------------
 
 void Invoker::answer(const Call& call, PyObject* value) {
   Reply reply(call, answers_);
@@ -450,7 +477,8 @@ void Invoker::answer(const Call& call, PyObject* value) {
   reply.begin_ok();
   if (call.kind != Call::Kind::kSpawn) {
     codec_.encode(value, reply.out());
-    if (reply.out().buffer().size() > etf::kMaxMessage) py::raise(PyExc_ValueError, "the result is over the message limit");
+    if (reply.out().buffer().size() > etf::kMaxMessage)
+      py::raise(PyExc_ValueError, "the result is over the message limit");
   }
   reply.finish(true);
 }
@@ -468,9 +496,11 @@ void Invoker::finish(const Call& call, PyObject* value, PyObject* exception) noe
 }
 
 void Invoker::report(const Call& call, const py::Error& error) {
-  if (error.matches(cancelled_.get()) || error.matches(async_cancelled_.get())) return answers_.refuse(call, "cancelled");
+  if (error.matches(cancelled_.get()) || error.matches(async_cancelled_.get()))
+    return answers_.refuse(call, "cancelled");
   const py::Description told = error.describe();
-  if (call.kind == Call::Kind::kCast || call.kind == Call::Kind::kErpcCast || call.kind == Call::Kind::kSpawn) {
+  if (call.kind == Call::Kind::kCast || call.kind == Call::Kind::kErpcCast ||
+      call.kind == Call::Kind::kSpawn) {
     spdlog::error("a cast or process raised {}: {}\n{}", told.type, told.message, told.traceback);
   }
   refuse(call, [&](etf::Writer& out) {
@@ -479,12 +509,13 @@ void Invoker::report(const Call& call, const py::Error& error) {
 }
 
 void Invoker::report_bad_term(const Call& call, const base::Error& error) {
-  const bool untrusted = error.code == ErrorCode::kTruncated || error.code == ErrorCode::kUnknownTag ||
+  const bool untrusted = error.code == ErrorCode::kTruncated ||
+                         error.code == ErrorCode::kUnknownTag ||
                          error.code == ErrorCode::kMalformed;
   refuse(call, [&](etf::Writer& out) { out.tuple(2).atom("bad_term").binary(error.message()); });
   if (untrusted && call.link) {
-    spdlog::warn("{}: a message that cannot be understood ({}); closing the link", call.link->peer().name,
-                 error.message());
+    spdlog::warn("{}: a message that cannot be understood ({}); closing the link",
+                 call.link->peer().name, error.message());
     answers_.flush();
     call.link->close("a message that cannot be understood");
   }

@@ -1,7 +1,8 @@
 // Invoker: runs calls in Python. Everything here happens under the GIL.
 //
 //   bytes ── parse ──▶ module, function, arguments ── vectorcall ──▶ value ── encode ──▶ Reply
-//                                                              └──▶ coroutine ──▶ AsyncLoop ──▶ Reply
+//                                                              └──▶ coroutine ──▶ AsyncLoop ──▶
+//                                                              Reply
 //
 // Exceptions become {python, Type, Message, Traceback} in one place, report().
 #pragma once
@@ -31,7 +32,8 @@ class Invoker {
     term::BinaryPolicy binary = term::BinaryPolicy::kAuto;
   };
   struct Hooks {
-    // Takes a coroutine over; the loop thread answers the call when it ends. False: too many run already.
+    // Takes a coroutine over; the loop thread answers the call when it ends. False: too many run
+    // already.
     std::function<bool(const CallPtr&, const py::Ref& coroutine)> start_task;
     // Puts a call back in front of the queue.
     std::function<void(CallPtr)> run_again;
@@ -85,7 +87,7 @@ class Invoker {
   Answers& answers_;
   const Options options_;
   const Hooks hooks_;
-  py::Ref cancelled_;       // erlang.Cancelled
+  py::Ref cancelled_;        // erlang.Cancelled
   py::Ref async_cancelled_;  // asyncio.CancelledError
   std::vector<py::Ref> evaluators_;
   std::unordered_map<std::string, py::Ref> names_;    // interned attribute and module names

@@ -13,7 +13,8 @@ namespace {
 
 Runtime& running() {
   Runtime* runtime = Runtime::current();
-  if (runtime == nullptr) py::raise(PyExc_RuntimeError, "this interpreter does not run inside a node");
+  if (runtime == nullptr)
+    py::raise(PyExc_RuntimeError, "this interpreter does not run inside a node");
   return *runtime;
 }
 
@@ -97,7 +98,8 @@ Destination destination_argument(Runtime& runtime, PyObject* object) {
     to.node = text_argument(PyTuple_GET_ITEM(object, 1), "a node's name");
     return to;
   }
-  if (!PyUnicode_Check(object)) py::raise(PyExc_TypeError, "a process is a Pid, a name or (name, node)");
+  if (!PyUnicode_Check(object))
+    py::raise(PyExc_TypeError, "a process is a Pid, a name or (name, node)");
   to.name = py::text_of(object);
   to.node = runtime.node().name();
   return to;
@@ -137,8 +139,10 @@ void send_message(Runtime& runtime, const Destination& to, PyObject* term) {
   etf::Writer out(message.bytes);
   if (to.pid) {
     const etf::Buffer pid = encode_pid(*to.pid);
-    if (link->has(dist::kSendSender)) dist::append_send_sender(out, from, pid.bytes());
-    else dist::append_send(out, pid.bytes());
+    if (link->has(dist::kSendSender))
+      dist::append_send_sender(out, from, pid.bytes());
+    else
+      dist::append_send(out, pid.bytes());
     message.lane = dist::lane_of(view_of(pid));
   } else {
     dist::append_reg_send(out, from, to.name);
@@ -226,8 +230,8 @@ PyObject* reply(PyObject*, PyObject* arguments) {
     etf::Writer tag_out(encoded_tag);
     runtime.codec().encode(tag, tag_out, "tag");
     const etf::Buffer encoded_pid = encode_pid(pid);
-    dist::Message message =
-        dist::begin_gen_reply(*link, runtime.answers().py_pid(), view_of(encoded_pid), encoded_tag.bytes());
+    dist::Message message = dist::begin_gen_reply(*link, runtime.answers().py_pid(),
+                                                  view_of(encoded_pid), encoded_tag.bytes());
     etf::Writer out(message.bytes);
     runtime.codec().encode(term, out, "reply");
     auto outbox = runtime.answers().outbox(link->id());
@@ -245,7 +249,8 @@ PyObject* spawn_process(PyObject*, PyObject* arguments) {
     PyObject* name = Py_None;
     if (PyArg_ParseTuple(arguments, "OO|O", &deliver, &stop, &name) == 0) py::throw_fetched();
     Runtime& runtime = running();
-    const std::string wanted = name == Py_None ? std::string() : text_argument(name, "a process's name");
+    const std::string wanted =
+        name == Py_None ? std::string() : text_argument(name, "a process's name");
     auto process = std::make_shared<PyProcess>();
     Py_INCREF(deliver);
     Py_INCREF(stop);
@@ -298,7 +303,8 @@ PyObject* set_trap_exit(PyObject*, PyObject* arguments) {
     int on = 0;
     if (PyArg_ParseTuple(arguments, "Op", &who, &on) == 0) py::throw_fetched();
     Runtime& runtime = running();
-    if (auto process = runtime.processes().find(local_id(pid_argument(runtime, who)))) process->trap_exit = on != 0;
+    if (auto process = runtime.processes().find(local_id(pid_argument(runtime, who))))
+      process->trap_exit = on != 0;
     return none();
   });
 }
@@ -325,7 +331,8 @@ PyObject* register_name(PyObject*, PyObject* arguments) {
     Runtime& runtime = running();
     const std::string wanted = text_argument(name, "a process's name");
     const etf::Pid pid = pid_argument(runtime, who);
-    if (!is_local(runtime, pid)) py::raise(PyExc_ValueError, "only processes of this node can be registered");
+    if (!is_local(runtime, pid))
+      py::raise(PyExc_ValueError, "only processes of this node can be registered");
     const bool done = on_reactor(runtime, [wanted, id = local_id(pid)](dist::Node& node) {
       dist::Process* process = node.processes().find(id);
       return process != nullptr && node.processes().register_name(*process, wanted);
@@ -351,7 +358,8 @@ PyObject* unregister_name(PyObject*, PyObject* name) {
 PyObject* registered(PyObject*, PyObject*) {
   return guarded([] {
     Runtime& runtime = running();
-    const auto names = on_reactor(runtime, [](dist::Node& node) { return node.processes().names(); });
+    const auto names =
+        on_reactor(runtime, [](dist::Node& node) { return node.processes().names(); });
     py::Ref list = py::check(PyList_New(0));
     for (const auto& name : names) {
       py::Ref atom = runtime.codec().atom(name);
@@ -370,9 +378,11 @@ PyObject* monitor(PyObject*, PyObject* arguments) {
     const etf::Pid pid = pid_argument(runtime, owner);
     const Destination to = destination_argument(runtime, target);
     const etf::Ref ref = runtime.node().make_ref();
-    auto raw = std::make_shared<etf::Buffer>(to.pid ? encode_pid(*to.pid) : dist::encode_atom(to.name));
+    auto raw =
+        std::make_shared<etf::Buffer>(to.pid ? encode_pid(*to.pid) : dist::encode_atom(to.name));
     runtime.answers().post([raw, ref, node_name = to.node, id = local_id(pid)](dist::Node& node) {
-      if (dist::Process* process = node.processes().find(id)) node.monitor(*process, node_name, raw->bytes(), ref);
+      if (dist::Process* process = node.processes().find(id))
+        node.monitor(*process, node_name, raw->bytes(), ref);
     });
     etf::Buffer bytes;
     etf::Writer(bytes).reference(ref);
@@ -389,7 +399,8 @@ PyObject* demonitor(PyObject*, PyObject* arguments) {
     Runtime& runtime = running();
     const etf::Pid pid = pid_argument(runtime, owner);
     etf::Ref ref;
-    if (!runtime.codec().as_reference(reference, ref)) py::raise(PyExc_TypeError, "a Ref is needed");
+    if (!runtime.codec().as_reference(reference, ref))
+      py::raise(PyExc_TypeError, "a Ref is needed");
     const dist::RefKey key{0, ref.creation, ref.words};
     runtime.answers().post([key, id = local_id(pid)](dist::Node& node) {
       if (dist::Process* process = node.processes().find(id)) node.demonitor(*process, key);
@@ -411,8 +422,10 @@ py::Ref change_link(PyObject* arguments, LinkVerb verb) {
     dist::Process* process = node.processes().find(id);
     if (process == nullptr) return;
     const etf::PidView view = view_of(*raw);
-    if (verb == LinkVerb::kLink) node.link(*process, view.node.utf8(), view);
-    else node.unlink(*process, view);
+    if (verb == LinkVerb::kLink)
+      node.link(*process, view.node.utf8(), view);
+    else
+      node.unlink(*process, view);
   });
   return none();
 }
@@ -430,8 +443,9 @@ PyObject* stats(PyObject*, PyObject*) {
     const auto& counters = runtime.node().counters();
     return py::check(Py_BuildValue(
         "{s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:n,s:K,s:K,s:K,s:K}", "workers",
-        static_cast<Py_ssize_t>(runtime.pool().workers()), "busy", static_cast<Py_ssize_t>(runtime.pool().busy()),
-        "waiting", static_cast<Py_ssize_t>(runtime.pool().waiting()), "tasks",
+        static_cast<Py_ssize_t>(runtime.pool().workers()), "busy",
+        static_cast<Py_ssize_t>(runtime.pool().busy()), "waiting",
+        static_cast<Py_ssize_t>(runtime.pool().waiting()), "tasks",
         static_cast<Py_ssize_t>(runtime.loop().tasks()), "completed",
         static_cast<unsigned long long>(runtime.pool().completed()), "refused",
         static_cast<unsigned long long>(runtime.pool().refused()), "replaced_workers",
@@ -456,15 +470,18 @@ PyObject* in_node(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"node", node_name, METH_NOARGS, "node() -> Atom | None: this node's name; None outside a node."},
+    {"node", node_name, METH_NOARGS,
+     "node() -> Atom | None: this node's name; None outside a node."},
     {"nodes", nodes, METH_NOARGS, "nodes() -> list[Atom]: the connected peers."},
     {"in_node", in_node, METH_NOARGS, "in_node() -> bool"},
     {"make_ref", make_ref, METH_NOARGS, "make_ref() -> Ref: a new unique reference."},
     {"server_pid", server_pid, METH_NOARGS, "server_pid() -> Pid: the process `py`."},
     {"send", send, METH_VARARGS, "send(dest, term): to a Pid, a name, or (name, node)."},
     {"reply", reply, METH_VARARGS, "reply(pid, tag, term): answers a '$gen_call'."},
-    {"spawn_process", spawn_process, METH_VARARGS, "spawn_process(deliver, stop, name=None) -> Pid"},
-    {"exit_process", exit_process, METH_VARARGS, "exit_process(pid, reason): a process of this node ends."},
+    {"spawn_process", spawn_process, METH_VARARGS,
+     "spawn_process(deliver, stop, name=None) -> Pid"},
+    {"exit_process", exit_process, METH_VARARGS,
+     "exit_process(pid, reason): a process of this node ends."},
     {"set_trap_exit", set_trap_exit, METH_VARARGS, "set_trap_exit(pid, on)"},
     {"whereis", whereis, METH_O, "whereis(name) -> Pid | None"},
     {"register", register_name, METH_VARARGS, "register(name, pid)"},
@@ -475,7 +492,8 @@ PyMethodDef methods[] = {
     {"link", link_process, METH_VARARGS, "link(owner, pid)"},
     {"unlink", unlink_process, METH_VARARGS, "unlink(owner, pid)"},
     {"stats", stats, METH_NOARGS, "stats() -> dict[str, int]: counters of this node."},
-    {"event_loop", event_loop, METH_NOARGS, "event_loop(): the node's asyncio loop, or None before it runs."},
+    {"event_loop", event_loop, METH_NOARGS,
+     "event_loop(): the node's asyncio loop, or None before it runs."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -488,8 +506,15 @@ PyModuleDef_Slot slots[] = {
     {Py_mod_exec, reinterpret_cast<void*>(fill)},
     {0, nullptr},
 };
-PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_native", "What Python sees of the node.", 0, nullptr, slots, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "_native",
+                          "What Python sees of the node.",
+                          0,
+                          nullptr,
+                          slots,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 }  // namespace bridge

@@ -14,10 +14,12 @@ constexpr std::size_t kFlushMessages = 32;
 
 Outbox::Added Outbox::add(dist::Message message) {
   const std::lock_guard lock(mutex_);
-  if (batch_count_ > 0 && message.lane == batch_.lane) close_batch();  // same receiver: keep the order
+  if (batch_count_ > 0 && message.lane == batch_.lane)
+    close_batch();  // same receiver: keep the order
   bytes_ += message.size();
   messages_.push_back(std::move(message));
-  return messages_.size() >= kFlushMessages || bytes_ >= kFlushBytes ? Added::kFlushNow : Added::kMore;
+  return messages_.size() >= kFlushMessages || bytes_ >= kFlushBytes ? Added::kFlushNow
+                                                                     : Added::kMore;
 }
 
 Outbox::Added Outbox::add_reply(const etf::PidView& to, etf::Bytes reply) {
@@ -42,12 +44,14 @@ Outbox::Added Outbox::add_reply(const etf::PidView& to, etf::Bytes reply) {
   batch_.bytes.append(reply);
   ++batch_count_;
   if (alone) {
-    // Replies carry their id, so their order does not matter: a lane of its own keeps others from waiting.
+    // Replies carry their id, so their order does not matter: a lane of its own keeps others from
+    // waiting.
     batch_.lane = next_lane_ += 2;
     close_batch();
     return Added::kFlushNow;
   }
-  return batch_count_ >= kFlushReplies || batch_.size() >= kFlushBytes / 2 ? Added::kFlushNow : Added::kMore;
+  return batch_count_ >= kFlushReplies || batch_.size() >= kFlushBytes / 2 ? Added::kFlushNow
+                                                                           : Added::kMore;
 }
 
 void Outbox::close_batch() {
@@ -59,7 +63,8 @@ void Outbox::close_batch() {
 }
 
 void Outbox::flush() {
-  const std::lock_guard lock(mutex_);  // held while sending: two flushes must not swap what they took
+  const std::lock_guard lock(
+      mutex_);  // held while sending: two flushes must not swap what they took
   if (batch_count_ > 0) close_batch();
   bytes_ = 0;
   if (messages_.empty()) return;

@@ -2,8 +2,9 @@
 //
 //   workers, loop ── add ──▶ [ frames | open batch for py_link ] ── flush ──▶ Link::send_all
 //
-// Whoever adds flushes when it runs out of work or the outbox is well filled; a sentinel on the reactor flushes what
-// somebody busy has left lying. So an idle node answers at once, and a busy one in bulk.
+// Whoever adds flushes when it runs out of work or the outbox is well filled; a sentinel on the
+// reactor flushes what somebody busy has left lying. So an idle node answers at once, and a busy
+// one in bulk.
 #pragma once
 
 #include <atomic>
@@ -19,7 +20,8 @@ namespace bridge {
 
 class Outbox {
  public:
-  Outbox(dist::LinkPtr link, etf::Bytes our_pid) : link_(std::move(link)), our_pid_(our_pid.begin(), our_pid.end()) {}
+  Outbox(dist::LinkPtr link, etf::Bytes our_pid)
+      : link_(std::move(link)), our_pid_(our_pid.begin(), our_pid.end()) {}
   Outbox(const Outbox&) = delete;
   Outbox& operator=(const Outbox&) = delete;
 
@@ -27,8 +29,8 @@ class Outbox {
 
   // A whole message, ready to go. Any thread.
   Added add(dist::Message message);
-  // One {Id, Result} for the py_link process `to`. Any thread. Large ones leave on their own, so that they hold up
-  // nobody else's answer.
+  // One {Id, Result} for the py_link process `to`. Any thread. Large ones leave on their own, so
+  // that they hold up nobody else's answer.
   Added add_reply(const etf::PidView& to, etf::Bytes reply);
   void flush();
   // True for the one who finds it unlisted, and lists it for flushing.
@@ -46,7 +48,8 @@ class Outbox {
   std::mutex mutex_;
   std::vector<dist::Message> messages_;
   std::size_t bytes_ = 0;
-  // The open batch: its control tuple, {'$py_replies', and a list whose length is filled in at the end.
+  // The open batch: its control tuple, {'$py_replies', and a list whose length is filled in at the
+  // end.
   dist::Message batch_;
   std::string batch_to_;
   std::size_t batch_count_at_ = 0;

@@ -1,6 +1,8 @@
-// Processes: Python code with a pid. Each has a mailbox; the loop thread hands its messages to a Python callable.
+// Processes: Python code with a pid. Each has a mailbox; the loop thread hands its messages to a
+// Python callable.
 //
-//   reactor ── message, DOWN, EXIT ──▶ mailbox ── first one knocks ──▶ loop thread: callable([m1, m2, …])
+//   reactor ── message, DOWN, EXIT ──▶ mailbox ── first one knocks ──▶ loop thread: callable([m1,
+//   m2, …])
 #pragma once
 
 #include <atomic>
@@ -29,7 +31,8 @@ using PyProcessPtr = std::shared_ptr<PyProcess>;
 
 class Processes {
  public:
-  // Something for the loop thread to look at: messages, or with `ended` the encoded reason it was ended for.
+  // Something for the loop thread to look at: messages, or with `ended` the encoded reason it was
+  // ended for.
   struct Hooks {
     std::function<void(PyProcessPtr)> wake;
     std::function<void(PyProcessPtr, etf::Buffer reason)> ended;

@@ -53,14 +53,21 @@ std::optional<GenCall> parse_gen_call(etf::Bytes message) {
 }
 
 dist::RefKey batch_key(std::uint64_t link, const etf::PidView& from, std::uint64_t id) {
-  return {link, from.creation,
-          {from.id, from.serial, static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32), 0x70795F62}};
+  return {link,
+          from.creation,
+          {from.id, from.serial, static_cast<std::uint32_t>(id),
+           static_cast<std::uint32_t>(id >> 32), 0x70795F62}};
 }
 
 }  // namespace
 
-Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, AllowList allow, Hooks hooks)
-    : pool_(pool), answers_(answers), processes_(processes), allow_(std::move(allow)), hooks_(std::move(hooks)) {}
+Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, AllowList allow,
+               Hooks hooks)
+    : pool_(pool),
+      answers_(answers),
+      processes_(processes),
+      allow_(std::move(allow)),
+      hooks_(std::move(hooks)) {}
 
 void Router::attach(dist::Node& node) {
   node_ = &node;
@@ -82,9 +89,11 @@ void Router::on_link_down(dist::Link& link) {
   answers_.link_down(link.id());
 }
 
-// --- messages ----------------------------------------------------------------------------------------------------
+// --- messages
+// ----------------------------------------------------------------------------------------------------
 
-void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, dist::Incoming message) {
+void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from,
+                        dist::Incoming message) {
   if (to.id != py_) {
     if (processes_.deliver(to.id, message.bytes)) return;
     spdlog::warn("{}: the mailbox of process {} is full; dropped a message", link.peer().name,
@@ -101,7 +110,8 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
   auto arity = in.tuple();
   auto label = in.atom();
   if (arity && label) {
-    if (*label == "$py_batch" && *arity == 2 && from != nullptr) return on_batch(link, *from, message);
+    if (*label == "$py_batch" && *arity == 2 && from != nullptr)
+      return on_batch(link, *from, message);
     if (*label == "$gen_call" && *arity == 3) return on_request(link, message);
     if (*label == "$gen_cast" && *arity == 2) return on_cast(link, message);
   }
@@ -155,8 +165,8 @@ void Router::on_cast(dist::Link& link, dist::Incoming message) {
 }
 
 void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incoming message) {
-  // The sender's pid stands in the control tuple: in front of the message where its buffer was taken over, else kept
-  // behind it.
+  // The sender's pid stands in the control tuple: in front of the message where its buffer was
+  // taken over, else kept behind it.
   etf::Bytes bytes;
   Payload payload;
   etf::PidView from = sender;
@@ -173,7 +183,8 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
   }
 
   const auto broken = [&](const base::Error& error) {
-    spdlog::warn("{}: a batch that cannot be understood ({}); closing the link", link.peer().name, error.message());
+    spdlog::warn("{}: a batch that cannot be understood ({}); closing the link", link.peer().name,
+                 error.message());
     link.close("a batch that cannot be understood");
   };
   etf::Reader in(bytes);
@@ -247,7 +258,8 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
 }
 
 // {error, {bad_term, Text}} for an item whose head can be read though the whole cannot.
-void Router::refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item, const std::string& why) {
+void Router::refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item,
+                         const std::string& why) {
   etf::Reader head(item);
   if (auto arity = head.tuple(); !arity) return;
   if (auto verb = head.atom(); !verb) return;
@@ -271,7 +283,8 @@ void Router::submit(CallPtr call) {
     return answers_.flush();
   }
   if (pool_.push(call)) return;
-  if (call->kind == Call::Kind::kCast) spdlog::warn("{}: overloaded; dropped a cast", call->link->peer().name);
+  if (call->kind == Call::Kind::kCast)
+    spdlog::warn("{}: overloaded; dropped a cast", call->link->peer().name);
   answers_.refuse(*call, "overloaded");
   answers_.flush();
 }
@@ -313,7 +326,8 @@ void Router::on_alias_message(dist::Link& link, const etf::RefView&, etf::Bytes)
   spdlog::debug("{}: a message to an alias nobody holds", link.peer().name);
 }
 
-// --- in flight ---------------------------------------------------------------------------------------------------
+// --- in flight
+// ---------------------------------------------------------------------------------------------------
 
 void Router::remember(const CallPtr& call) {
   if (call->key.link == 0) return;
@@ -321,9 +335,12 @@ void Router::remember(const CallPtr& call) {
   if (in_flight_.size() >= sweep_at_) sweep();
 }
 
-// Answered calls are not taken out one by one: a worker cannot touch the map. They go when it has doubled.
+// Answered calls are not taken out one by one: a worker cannot touch the map. They go when it has
+// doubled.
 void Router::sweep() {
-  std::erase_if(in_flight_, [](const auto& entry) { return entry.second->done.load(std::memory_order_acquire); });
+  std::erase_if(in_flight_, [](const auto& entry) {
+    return entry.second->done.load(std::memory_order_acquire);
+  });
   sweep_at_ = std::max<std::size_t>(512, 2 * in_flight_.size());
 }
 
@@ -344,13 +361,16 @@ void Router::on_demonitor(const dist::RefKey& ref, dist::Process*) {
   if (found == in_flight_.end()) return;
   const CallPtr call = found->second;
   in_flight_.erase(found);
-  // A process that was merely watched lives on; an erpc request or a call that nobody awaits does not.
+  // A process that was merely watched lives on; an erpc request or a call that nobody awaits does
+  // not.
   if (call->kind != Call::Kind::kSpawn) cancel(call);
 }
 
-// --- processes ---------------------------------------------------------------------------------------------------
+// --- processes
+// ---------------------------------------------------------------------------------------------------
 
-std::optional<std::string_view> Router::refuse_spawn(dist::Link& link, const dist::SpawnRequest& request) {
+std::optional<std::string_view> Router::refuse_spawn(dist::Link& link,
+                                                     const dist::SpawnRequest& request) {
   if (draining_) return "draining";
   if (pool_.full()) return "system_limit";
   if (request.module == "erpc") {
@@ -424,7 +444,9 @@ void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
   remember(call);
   by_process_[request.process] = call;
   if (by_process_.size() >= processes_sweep_at_) {
-    std::erase_if(by_process_, [&](const auto& entry) { return node_->processes().find(entry.first) == nullptr; });
+    std::erase_if(by_process_, [&](const auto& entry) {
+      return node_->processes().find(entry.first) == nullptr;
+    });
     processes_sweep_at_ = std::max<std::size_t>(4096, 2 * by_process_.size());
   }
   if (call->kind == Call::Kind::kErpcCast) {
@@ -436,7 +458,8 @@ void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
   }
 }
 
-void Router::on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason, dist::ExitKind kind) {
+void Router::on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason,
+                     dist::ExitKind kind) {
   if (process.system) return;  // the node's own cannot be killed from outside
   etf::Reader in(reason);
   auto word = in.atom();
@@ -461,7 +484,8 @@ void Router::on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason,
   node_->exit_process(process.id, why);
 }
 
-void Router::on_down(dist::Process& owner, const dist::RefKey&, const dist::Monitor& monitor, etf::Bytes reason) {
+void Router::on_down(dist::Process& owner, const dist::RefKey&, const dist::Monitor& monitor,
+                     etf::Bytes reason) {
   if (owner.id == py_) {
     // A caller with a namespace ended.
     auto call = std::make_shared<Call>();

@@ -1,8 +1,8 @@
-// Router: what an incoming signal means. The node's delegate; everything runs on the reactor and nothing needs Python.
+// Router: what an incoming signal means. The node's delegate; everything runs on the reactor and
+// nothing needs Python.
 //
-//   message to py ──▶ Call ──▶ WorkerPool          ping, monitors, links: answered by the node already
-//   spawn request ──▶ Call ──▶ WorkerPool
-//   message to a Python process ──▶ its mailbox
+//   message to py ──▶ Call ──▶ WorkerPool          ping, monitors, links: answered by the node
+//   already spawn request ──▶ Call ──▶ WorkerPool message to a Python process ──▶ its mailbox
 //   demonitor, {cancel, Id}, lost link ──▶ cancel what nobody waits for any more
 #pragma once
 
@@ -41,20 +41,25 @@ class Router final : public dist::NodeDelegate {
   // dist::NodeDelegate
   void on_link_up(const dist::LinkPtr& link) override;
   void on_link_down(dist::Link& link) override;
-  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, dist::Incoming message) override;
+  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from,
+                  dist::Incoming message) override;
   void on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) override;
   void on_alias_message(dist::Link& link, const etf::RefView& alias, etf::Bytes message) override;
-  std::optional<std::string_view> refuse_spawn(dist::Link& link, const dist::SpawnRequest& request) override;
+  std::optional<std::string_view> refuse_spawn(dist::Link& link,
+                                               const dist::SpawnRequest& request) override;
   void on_spawn(dist::Link& link, const dist::SpawnRequest& request) override;
   void on_demonitor(const dist::RefKey& ref, dist::Process* watched) override;
-  void on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason, dist::ExitKind kind) override;
-  void on_down(dist::Process& owner, const dist::RefKey& ref, const dist::Monitor& monitor, etf::Bytes reason) override;
+  void on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason,
+               dist::ExitKind kind) override;
+  void on_down(dist::Process& owner, const dist::RefKey& ref, const dist::Monitor& monitor,
+               etf::Bytes reason) override;
 
  private:
   void on_request(dist::Link& link, dist::Incoming message);
   void on_cast(dist::Link& link, dist::Incoming message);
   void on_batch(dist::Link& link, const etf::PidView& from, dist::Incoming message);
-  void refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item, const std::string& why);
+  void refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item,
+                   const std::string& why);
   void submit(CallPtr call);
   void remember(const CallPtr& call);
   void cancel(const CallPtr& call);

@@ -36,14 +36,16 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   invoker_hooks.watch = [this](std::string pid) {
     answers_->post([this, pid = std::move(pid)](dist::Node&) { router_->watch_caller(pid); });
   };
-  invoker_ = std::make_unique<Invoker>(codec_, *answers_, config_.invoker, std::move(invoker_hooks));
+  invoker_ =
+      std::make_unique<Invoker>(codec_, *answers_, config_.invoker, std::move(invoker_hooks));
 
   AsyncLoop::Hooks loop_hooks;
   loop_hooks.finish = [this](const Call& call, PyObject* value, PyObject* exception) {
     invoker_->finish(call, value, exception);
   };
   loop_hooks.look_for_async = [this] {
-    while (CallPtr call = pool_->take_for_loop([this](const CallPtr& one) { return invoker_->is_async(one); })) {
+    while (CallPtr call = pool_->take_for_loop(
+               [this](const CallPtr& one) { return invoker_->is_async(one); })) {
       invoker_->run(call);
     }
   };
@@ -72,15 +74,17 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
       auto term = codec_.decode(in);
       py::Ref told = term ? std::move(*term) : py::Ref::borrow(Py_None);
       py::Ref ignored = py::Ref::steal(PyObject_CallOneArg(process->stop, told.get()));
-      if (!ignored) spdlog::error("a process could not be stopped: {}", py::Error::fetch().describe().message);
+      if (!ignored)
+        spdlog::error("a process could not be stopped: {}", py::Error::fetch().describe().message);
       Py_CLEAR(process->deliver);
       Py_CLEAR(process->stop);
     });
   };
   processes_ = std::make_unique<Processes>(std::move(process_hooks));
 
-  router_ = std::make_unique<Router>(*pool_, *answers_, *processes_, config_.invoker.allow,
-                                     Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
+  router_ =
+      std::make_unique<Router>(*pool_, *answers_, *processes_, config_.invoker.allow,
+                               Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
   node_ = std::make_unique<dist::Node>(reactor_, config_.node, *router_);
   node_pointer_ = node_.get();
   router_->attach(*node_);
@@ -122,7 +126,8 @@ void Runtime::hand_over(const PyProcessPtr& process) {
       etf::Reader in(bytes->bytes());
       auto message = codec_.decode(in);
       if (!message) {
-        spdlog::warn("a message to a process cannot be decoded ({}); dropped", message.error().message());
+        spdlog::warn("a message to a process cannot be decoded ({}); dropped",
+                     message.error().message());
         continue;
       }
       py::check_status(PyList_Append(messages.get(), message->get()));

@@ -34,10 +34,11 @@ class Runtime {
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
-  // Without the GIL, before the reactor runs. Throws std::runtime_error naming the setting at fault.
+  // Without the GIL, before the reactor runs. Throws std::runtime_error naming the setting at
+  // fault.
   void start(std::function<void(std::string)> fatal);
-  // Reactor: refuses new work, waits until what was accepted is answered or the time is up, closes the links, then
-  // calls `done`.
+  // Reactor: refuses new work, waits until what was accepted is answered or the time is up, closes
+  // the links, then calls `done`.
   void drain(std::chrono::milliseconds limit, std::function<void()> done);
   // Without the GIL, after the reactor has stopped.
   void stop();

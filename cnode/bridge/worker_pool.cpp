@@ -13,10 +13,12 @@ namespace {
 constexpr std::chrono::microseconds kSentinelPeriod{500};
 constexpr std::size_t kLooks = 256;  // calls shown to the loop thread at a time
 constexpr int kStuckLooks = 2;
-constexpr std::chrono::microseconds kStuck{200};     // since the last call was taken: the busy ones are in slow calls
+constexpr std::chrono::microseconds kStuck{
+    200};  // since the last call was taken: the busy ones are in slow calls
 constexpr std::chrono::microseconds kGilHold{1'000};  // then others get their turn
 
-// The pool and worker of this thread, so that leave_user_code() needs no arguments from deep inside a call.
+// The pool and worker of this thread, so that leave_user_code() needs no arguments from deep inside
+// a call.
 thread_local std::function<void()>* t_leave = nullptr;
 thread_local bool t_left = false;
 
@@ -77,7 +79,8 @@ void WorkerPool::stop() {
   if (interrupter_.joinable()) interrupter_.join();
 }
 
-// --- reactor -----------------------------------------------------------------------------------------------------
+// --- reactor
+// -----------------------------------------------------------------------------------------------------
 
 bool WorkerPool::has_room(std::size_t bytes) const {
   if (stopping_ || queue_.size() >= options_.queue.items) return false;
@@ -145,8 +148,8 @@ bool WorkerPool::full() const {
   return stopping_ || queue_.size() >= options_.queue.items || queue_bytes_ >= options_.queue.bytes;
 }
 
-// Nobody at work, or those at work have been in one call for long: one is woken at once. Otherwise whoever is running
-// through the queue will come to it, and the sentinel watches that it does.
+// Nobody at work, or those at work have been in one call for long: one is woken at once. Otherwise
+// whoever is running through the queue will come to it, and the sentinel watches that it does.
 WorkerPool::Worker* WorkerPool::worker_for_new_call() {
   if (active_ != 0 && Clock::now() - last_taken_ <= kStuck) return nullptr;
   return wake_one();
@@ -207,8 +210,9 @@ void WorkerPool::sentinel() {
 void WorkerPool::cancel(const CallPtr& call) {
   {
     const std::lock_guard lock(mutex_);
-    auto running = std::find_if(workers_.begin(), workers_.end(),
-                                [&](const Worker& worker) { return worker.current == call && !worker.abandoned; });
+    auto running = std::find_if(workers_.begin(), workers_.end(), [&](const Worker& worker) {
+      return worker.current == call && !worker.abandoned;
+    });
     if (running == workers_.end()) return;  // waiting (it is marked), on the loop, or over
     running->interrupt_at = Clock::now();
     interrupts_.push_back(call);
@@ -223,11 +227,14 @@ void WorkerPool::look_for_wedged() {
     const std::lock_guard lock(mutex_);
     std::size_t replacements = 0;
     for (auto& worker : workers_) {
-      if (worker.abandoned || !worker.current || worker.interrupt_at == Clock::time_point{}) continue;
+      if (worker.abandoned || !worker.current || worker.interrupt_at == Clock::time_point{})
+        continue;
       watch = true;
       if (Clock::now() - worker.interrupt_at < options_.grace) continue;
-      spdlog::error("worker {} has not ended a cancelled call for {} ms: it sits in native code; replacing it",
-                    worker.number, options_.grace.count());
+      spdlog::error(
+          "worker {} has not ended a cancelled call for {} ms: it sits in native code; replacing "
+          "it",
+          worker.number, options_.grace.count());
       worker.abandoned = true;
       if (active_ > 0) --active_;
       ++replacements;
@@ -244,7 +251,8 @@ void WorkerPool::look_for_wedged() {
   });
 }
 
-// --- workers -----------------------------------------------------------------------------------------------------
+// --- workers
+// -----------------------------------------------------------------------------------------------------
 
 void WorkerPool::run(Worker& worker) {
   const PyGILState_STATE state = PyGILState_Ensure();
@@ -254,7 +262,8 @@ void WorkerPool::run(Worker& worker) {
     const std::lock_guard lock(mutex_);
     worker.current.reset();
     worker.interrupt_at = {};
-    // Under the GIL, so an exception that was set and not yet raised is gone before other code runs here.
+    // Under the GIL, so an exception that was set and not yet raised is gone before other code runs
+    // here.
     if (std::exchange(worker.interrupted, false)) PyThreadState_SetAsyncExc(worker.ident, nullptr);
   };
   t_leave = &leave;
@@ -367,9 +376,9 @@ std::size_t WorkerPool::waiting() const {
 
 std::size_t WorkerPool::busy() const {
   const std::lock_guard lock(mutex_);
-  return static_cast<std::size_t>(std::count_if(workers_.begin(), workers_.end(), [](const Worker& worker) {
-    return worker.current != nullptr && !worker.abandoned;
-  }));
+  return static_cast<std::size_t>(std::count_if(
+      workers_.begin(), workers_.end(),
+      [](const Worker& worker) { return worker.current != nullptr && !worker.abandoned; }));
 }
 
 }  // namespace bridge

@@ -2,14 +2,15 @@
 //
 //   Router ── push ──▶ [ c1 c2 c3 … ] ── next ──▶ worker 1..N, one call each
 //
-// One queue and not one per worker: a call waits only while every worker is busy, never behind a slow one. One worker
-// at a time runs through a burst of quick calls under a single hold of the GIL; the sentinel on the reactor sees when
-// that worker is stuck in a slow call and wakes as many others as there is work, or, when all are busy, asks the loop
-// thread to pick out the calls it can run.
+// One queue and not one per worker: a call waits only while every worker is busy, never behind a
+// slow one. One worker at a time runs through a burst of quick calls under a single hold of the
+// GIL; the sentinel on the reactor sees when that worker is stuck in a slow call and wakes as many
+// others as there is work, or, when all are busy, asks the loop thread to pick out the calls it can
+// run.
 //
-// Interrupting: a cancelled call that runs gets an exception raised in its thread at the next bytecode. One that has
-// not ended after the grace period (it sits in C code) is reported and its worker replaced; should it ever come back,
-// its thread ends.
+// Interrupting: a cancelled call that runs gets an exception raised in its thread at the next
+// bytecode. One that has not ended after the grace period (it sits in C code) is reported and its
+// worker replaced; should it ever come back, its thread ends.
 #pragma once
 
 #include <asio/io_context.hpp>
@@ -40,11 +41,11 @@ class WorkerPool {
     std::chrono::milliseconds grace{5'000};
   };
   struct Hooks {
-    std::function<void(const CallPtr&)> run;      // on a worker, under the GIL; may not throw
-    std::function<void()> flush;                  // any thread, without the GIL
-    std::function<bool()> has_unflushed;          // reactor
-    std::function<void()> look_for_async;         // reactor: every worker is busy and calls wait
-    std::function<PyObject*()> interruption;      // under the GIL: the exception class, borrowed
+    std::function<void(const CallPtr&)> run;  // on a worker, under the GIL; may not throw
+    std::function<void()> flush;              // any thread, without the GIL
+    std::function<bool()> has_unflushed;      // reactor
+    std::function<void()> look_for_async;     // reactor: every worker is busy and calls wait
+    std::function<PyObject*()> interruption;  // under the GIL: the exception class, borrowed
   };
 
   WorkerPool(asio::io_context& reactor, Options options, Hooks hooks);
@@ -56,10 +57,10 @@ class WorkerPool {
   void stop();  // without the GIL: lets running calls end, up to the grace period
 
   // Reactor.
-  bool push(CallPtr call);                          // false: the queue is full
+  bool push(CallPtr call);                            // false: the queue is full
   std::size_t push_all(std::vector<CallPtr>& calls);  // how many were taken, from the front
   bool full() const;
-  void cancel(const CallPtr& call);                 // interrupts it if it runs on a worker
+  void cancel(const CallPtr& call);  // interrupts it if it runs on a worker
 
   // Any thread: work the node owes itself, ahead of the queue and outside its bounds.
   void push_internal(CallPtr call);
@@ -67,7 +68,8 @@ class WorkerPool {
   // Worker, under the GIL: the call's own code is over; from here on it cannot be interrupted.
   static void leave_user_code();
 
-  // Loop thread: takes the next waiting call that `wanted` likes; each call is shown once, and few at a time.
+  // Loop thread: takes the next waiting call that `wanted` likes; each call is shown once, and few
+  // at a time.
   CallPtr take_for_loop(const std::function<bool(const CallPtr&)>& wanted);
 
   std::size_t waiting() const;
@@ -85,12 +87,12 @@ class WorkerPool {
     std::condition_variable wake;
     bool awake = false;
     unsigned long ident = 0;
-    CallPtr current;                    // while user code runs
-    bool in_call = false;               // from taking a call to asking for the next
-    bool interrupted = false;           // an exception was set in its thread
+    CallPtr current;           // while user code runs
+    bool in_call = false;      // from taking a call to asking for the next
+    bool interrupted = false;  // an exception was set in its thread
     bool abandoned = false;
     bool ended = false;
-    Clock::time_point interrupt_at{};   // when it was asked to end
+    Clock::time_point interrupt_at{};  // when it was asked to end
   };
 
   void add_worker();
@@ -99,8 +101,8 @@ class WorkerPool {
   bool park(Worker& worker);
   void interrupter();
   bool has_room(std::size_t bytes) const;  // lock held
-  Worker* wake_one();                      // lock held; the caller notifies it once the lock is released
-  Worker* worker_for_new_call();           // likewise
+  Worker* wake_one();             // lock held; the caller notifies it once the lock is released
+  Worker* worker_for_new_call();  // likewise
   void after_push(Worker* woken, bool watch);
   void arm_sentinel();
   void sentinel();

@@ -1,5 +1,5 @@
-// Names for the Asio pieces every coroutine here uses: errors come back as values, since a peer that closes is an
-// ordinary return.
+// Names for the Asio pieces every coroutine here uses: errors come back as values, since a peer
+// that closes is an ordinary return.
 #pragma once
 
 #include <asio/awaitable.hpp>

@@ -1,5 +1,5 @@
-// Connection: a Link over one transport. Lives as long as its coroutines; every member belongs to the reactor
-// thread, but for the send queue, which has a lock of its own.
+// Connection: a Link over one transport. Lives as long as its coroutines; every member belongs to
+// the reactor thread, but for the send queue, which has a lock of its own.
 #pragma once
 
 #include <asio/co_spawn.hpp>
@@ -28,14 +28,16 @@ class Connection final : public Link {
  public:
   using Stream = typename Transport::Stream;
 
-  Connection(std::uint64_t id, PeerInfo peer, Stream stream, LinkHandler& handler, LinkLimits limits)
+  Connection(std::uint64_t id, PeerInfo peer, Stream stream, LinkHandler& handler,
+             LinkLimits limits)
       : Link(id, std::move(peer), Transport::direct_descriptor(stream)),
         stream_(std::move(stream)),
         tick_timer_(stream_.get_executor()),
         handler_(handler),
         limits_(limits) {}
 
-  // Starts reading and ticking. `early` is what the peer sent right behind its last handshake packet.
+  // Starts reading and ticking. `early` is what the peer sent right behind its last handshake
+  // packet.
   void start(etf::Bytes early) {
     input_.append(early);
     last_read_ = std::chrono::steady_clock::now();
@@ -45,19 +47,22 @@ class Connection final : public Link {
 
  private:
   static constexpr std::size_t kReadSize = 256 * 1024;
-  static constexpr std::size_t kHeadKept = 64 * 1024;  // of a frame over the limit: its control tuple
+  static constexpr std::size_t kHeadKept =
+      64 * 1024;  // of a frame over the limit: its control tuple
 
   using Self = std::shared_ptr<Connection>;
   Self self() { return std::static_pointer_cast<Connection>(shared_from_this()); }
 
-  // Coroutines take their owner as an argument: a capturing coroutine lambda would lose its captures.
+  // Coroutines take their owner as an argument: a capturing coroutine lambda would lose its
+  // captures.
   static asio::awaitable<void> read_loop(Self link) {
     if (!link->take_frames()) co_return;
     for (;;) {
-      std::uint8_t* room = link->input_.prepare(std::max(kReadSize - std::min(kReadSize, link->input_.size()),
-                                                         kReadSize / 4));
+      std::uint8_t* room = link->input_.prepare(
+          std::max(kReadSize - std::min(kReadSize, link->input_.size()), kReadSize / 4));
       const std::size_t size = link->input_.capacity() - link->input_.size();
-      auto [error, count] = co_await link->stream_.async_read_some(asio::buffer(room, size), as_result);
+      auto [error, count] =
+          co_await link->stream_.async_read_some(asio::buffer(room, size), as_result);
       if (error) {
         link->finish(error == asio::error::eof ? "closed by the peer" : error.message());
         co_return;
@@ -78,12 +83,15 @@ class Connection final : public Link {
       if (error || link->closed()) co_return;
       const auto silence = std::chrono::steady_clock::now() - link->last_read_;
       if (silence > link->limits_.ticktime * 5 / 4) {
-        link->finish("nothing heard for " +
-                     std::to_string(std::chrono::duration_cast<std::chrono::seconds>(silence).count()) + " s");
+        link->finish(
+            "nothing heard for " +
+            std::to_string(std::chrono::duration_cast<std::chrono::seconds>(silence).count()) +
+            " s");
         co_return;
       }
       const std::uint64_t sent = link->bytes_sent();
-      if (sent == sent_before && link->queue_.push_tick() == SendQueue::Pushed::kWake) link->write_some();
+      if (sent == sent_before && link->queue_.push_tick() == SendQueue::Pushed::kWake)
+        link->write_some();
       sent_before = link->bytes_sent();
     }
   }
@@ -149,7 +157,8 @@ class Connection final : public Link {
   }
 
   void request_close(std::string reason) override {
-    asio::post(stream_.get_executor(), [link = self(), why = std::move(reason)] { link->finish(why); });
+    asio::post(stream_.get_executor(),
+               [link = self(), why = std::move(reason)] { link->finish(why); });
   }
 
   void finish(const std::string& reason) {

@@ -48,24 +48,29 @@ class Deadline {
 asio::awaitable<base::Status> connect(tcp::socket& socket, std::string host, std::uint16_t port,
                                       std::chrono::milliseconds deadline) {
   tcp::resolver resolver(socket.get_executor());
-  auto [resolve_error, endpoints] = co_await resolver.async_resolve(host, std::to_string(port), as_result);
+  auto [resolve_error, endpoints] =
+      co_await resolver.async_resolve(host, std::to_string(port), as_result);
   if (resolve_error) co_return Error{ErrorCode::kRefused, 0, host + ": " + resolve_error.message()};
   const Deadline limit(socket, deadline);
   auto [error, endpoint] = co_await asio::async_connect(socket, endpoints, as_result);
-  if (error) co_return Error{ErrorCode::kRefused, 0, host + ":" + std::to_string(port) + ": " + error.message()};
+  if (error)
+    co_return Error{ErrorCode::kRefused, 0,
+                    host + ":" + std::to_string(port) + ": " + error.message()};
   co_return base::Done{};
 }
 
 EpmdClient::EpmdClient(asio::any_io_executor executor, EpmdAddress address)
     : address_(std::move(address)), socket_(executor), pause_(executor) {}
 
-asio::awaitable<base::Status> EpmdClient::register_once(const std::string& alive, std::uint16_t port) {
+asio::awaitable<base::Status> EpmdClient::register_once(const std::string& alive,
+                                                        std::uint16_t port) {
   socket_ = tcp::socket(socket_.get_executor());
   auto connected = co_await connect(socket_, address_.host, address_.port, kDeadline);
   if (!connected) co_return connected;
   auto request = encode_alive_request(alive, port);
   if (!request) co_return request.error();
-  auto [write_error, written] = co_await asio::async_write(socket_, asio::buffer(*request), as_result);
+  auto [write_error, written] =
+      co_await asio::async_write(socket_, asio::buffer(*request), as_result);
   if (write_error) co_return Error{ErrorCode::kClosed, 0, write_error.message()};
 
   std::array<std::uint8_t, 16> reply{};
@@ -77,7 +82,8 @@ asio::awaitable<base::Status> EpmdClient::register_once(const std::string& alive
       if (parsed->result != 0) co_return Error{ErrorCode::kRefused, 0, "the name is taken"};
       co_return base::Done{};
     }
-    if (parsed.error().code != ErrorCode::kTruncated || size == reply.size()) co_return parsed.error();
+    if (parsed.error().code != ErrorCode::kTruncated || size == reply.size())
+      co_return parsed.error();
     auto room = asio::buffer(reply.data() + size, reply.size() - size);
     auto [error, count] = co_await socket_.async_read_some(room, as_result);
     if (error) co_return Error{ErrorCode::kClosed, 0, error.message()};
@@ -94,7 +100,8 @@ asio::awaitable<void> EpmdClient::keep_registered(std::string alive, std::uint16
     auto status = co_await register_once(alive, port);
     const auto now = std::chrono::steady_clock::now();
     if (status) {
-      spdlog::info("registered with epmd at {}:{} as {} on port {}", address_.host, address_.port, alive, port);
+      spdlog::info("registered with epmd at {}:{} as {} on port {}", address_.host, address_.port,
+                   alive, port);
       ever = true;
       registered_ = true;
       refused_since = {};
@@ -105,7 +112,8 @@ asio::awaitable<void> EpmdClient::keep_registered(std::string alive, std::uint16
       }
       registered_ = false;
       if (stopped_) co_return;
-      spdlog::warn("lost epmd at {}:{}; registering again as soon as it is back", address_.host, address_.port);
+      spdlog::warn("lost epmd at {}:{}; registering again as soon as it is back", address_.host,
+                   address_.port);
       next_report = now + std::chrono::minutes(1);
     } else {
       if (stopped_) co_return;
@@ -116,7 +124,8 @@ asio::awaitable<void> EpmdClient::keep_registered(std::string alive, std::uint16
         co_return;
       }
       if (now >= next_report) {
-        spdlog::warn("not registered with epmd ({}); trying again every {} s", status.error().detail, kRetry.count());
+        spdlog::warn("not registered with epmd ({}); trying again every {} s",
+                     status.error().detail, kRetry.count());
         next_report = now + std::chrono::minutes(1);
       }
     }
@@ -135,7 +144,8 @@ void EpmdClient::stop() {
   socket_.close(ignored);
 }
 
-asio::awaitable<base::Result<std::uint16_t>> EpmdClient::look_up(std::string host, std::uint16_t epmd_port,
+asio::awaitable<base::Result<std::uint16_t>> EpmdClient::look_up(std::string host,
+                                                                 std::uint16_t epmd_port,
                                                                  std::string alive) {
   tcp::socket socket(co_await asio::this_coro::executor);
   auto connected = co_await connect(socket, host, epmd_port, kDeadline);
@@ -143,17 +153,20 @@ asio::awaitable<base::Result<std::uint16_t>> EpmdClient::look_up(std::string hos
   auto request = encode_port_request(alive);
   if (!request) co_return request.error();
   const Deadline limit(socket, kDeadline);
-  auto [write_error, written] = co_await asio::async_write(socket, asio::buffer(*request), as_result);
+  auto [write_error, written] =
+      co_await asio::async_write(socket, asio::buffer(*request), as_result);
   if (write_error) co_return Error{ErrorCode::kClosed, 0, write_error.message()};
   std::array<std::uint8_t, kMaxEpmdReply> reply{};
   std::size_t size = 0;
   for (;;) {
     auto parsed = parse_port_reply({reply.data(), size});
     if (parsed) {
-      if (parsed->result != 0) co_return Error{ErrorCode::kRefused, 0, "epmd at " + host + " does not know " + alive};
+      if (parsed->result != 0)
+        co_return Error{ErrorCode::kRefused, 0, "epmd at " + host + " does not know " + alive};
       co_return parsed->port;
     }
-    if (parsed.error().code != ErrorCode::kTruncated || size == reply.size()) co_return parsed.error();
+    if (parsed.error().code != ErrorCode::kTruncated || size == reply.size())
+      co_return parsed.error();
     auto room = asio::buffer(reply.data() + size, reply.size() - size);
     auto [error, count] = co_await socket.async_read_some(room, as_result);
     if (error) co_return Error{ErrorCode::kClosed, 0, "epmd at " + host + ": " + error.message()};

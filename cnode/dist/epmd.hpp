@@ -1,7 +1,8 @@
 // The epmd client: keeps this node registered, and asks where others listen.
 //
-// A node is registered as long as its connection to epmd stays open. When epmd is not there yet, or goes away, the
-// client comes back every two seconds for ever: its absence is a state to wait in, never a reason to stop.
+// A node is registered as long as its connection to epmd stays open. When epmd is not there yet, or
+// goes away, the client comes back every two seconds for ever: its absence is a state to wait in,
+// never a reason to stop.
 #pragma once
 
 #include <asio/awaitable.hpp>
@@ -27,15 +28,18 @@ class EpmdClient {
  public:
   EpmdClient(asio::any_io_executor executor, EpmdAddress address);
 
-  // Registers `alive` (the name before the '@') for `port`, again and again. `refused` is called when epmd has had
-  // that name from somebody else for five seconds and the node was never registered before.
-  asio::awaitable<void> keep_registered(std::string alive, std::uint16_t port, std::function<void()> refused);
+  // Registers `alive` (the name before the '@') for `port`, again and again. `refused` is called
+  // when epmd has had that name from somebody else for five seconds and the node was never
+  // registered before.
+  asio::awaitable<void> keep_registered(std::string alive, std::uint16_t port,
+                                        std::function<void()> refused);
   void stop();
 
   bool registered() const { return registered_.load(std::memory_order_relaxed); }
 
   // The port `alive` listens on at `host`.
-  static asio::awaitable<base::Result<std::uint16_t>> look_up(std::string host, std::uint16_t epmd_port,
+  static asio::awaitable<base::Result<std::uint16_t>> look_up(std::string host,
+                                                              std::uint16_t epmd_port,
                                                               std::string alive);
 
  private:
@@ -49,7 +53,7 @@ class EpmdClient {
 };
 
 // Connects to any address `host` resolves to, IPv4 or IPv6.
-asio::awaitable<base::Status> connect(asio::ip::tcp::socket& socket, std::string host, std::uint16_t port,
-                                      std::chrono::milliseconds deadline);
+asio::awaitable<base::Status> connect(asio::ip::tcp::socket& socket, std::string host,
+                                      std::uint16_t port, std::chrono::milliseconds deadline);
 
 }  // namespace dist

@@ -3,8 +3,9 @@
 //   socket ── read ──▶ frames ──▶ LinkHandler (reactor)
 //   socket ◀── write ── SendQueue ◀── send (any thread)
 //
-// The link never stops reading: a BEAM's ticker blocks for ever on a hidden peer that does. It ticks every quarter
-// of the tick time when nothing else was sent, and gives the peer up after 1.25 tick times of silence.
+// The link never stops reading: a BEAM's ticker blocks for ever on a hidden peer that does. It
+// ticks every quarter of the tick time when nothing else was sent, and gives the peer up after 1.25
+// tick times of silence.
 #pragma once
 
 #include <asio/io_context.hpp>
@@ -29,8 +30,8 @@ using LinkPtr = std::shared_ptr<Link>;
 class LinkHandler {
  public:
   virtual ~LinkHandler() = default;
-  // One frame, its length taken off. `whole_size` exceeds frame.size() when the frame was over the limit: then only
-  // its beginning is here, enough for the control tuple.
+  // One frame, its length taken off. `whole_size` exceeds frame.size() when the frame was over the
+  // limit: then only its beginning is here, enough for the control tuple.
   virtual void on_frame(Link& link, etf::Bytes frame, std::size_t whole_size) = 0;
   virtual void on_link_closed(Link& link, const std::string& reason) = 0;
 };
@@ -46,9 +47,9 @@ class Link : public std::enable_shared_from_this<Link> {
   const PeerInfo& peer() const { return peer_; }
   bool has(std::uint64_t flag) const { return (peer_.flags & flag) != 0; }
 
-  void send(Message message);      // any thread; dropped when the link is gone
+  void send(Message message);                     // any thread; dropped when the link is gone
   void send_all(std::vector<Message>& messages);  // likewise; empties the vector
-  void close(std::string reason);  // any thread; once
+  void close(std::string reason);                 // any thread; once
 
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   // Asked to close: what the peer sent behind the offending frame is not looked at any more.
@@ -61,8 +62,8 @@ class Link : public std::enable_shared_from_this<Link> {
   void after(SendQueue::Pushed pushed);
 
  protected:
-  virtual void wake_writer() = 0;                        // any thread
-  virtual void request_close(std::string reason) = 0;    // any thread
+  virtual void wake_writer() = 0;                      // any thread
+  virtual void request_close(std::string reason) = 0;  // any thread
 
   std::atomic<bool> closed_{false};
   std::atomic<bool> closing_{false};

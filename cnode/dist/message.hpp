@@ -2,8 +2,8 @@
 //
 //   [ headroom (8) | control tuple | payload term, if any ]
 //
-// Whoever sends writes control and payload once; the link fills in the head (length, pass-through or distribution
-// header) in place, or cuts fragments out of the same bytes.
+// Whoever sends writes control and payload once; the link fills in the head (length, pass-through
+// or distribution header) in place, or cuts fragments out of the same bytes.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,8 @@ struct Message {
 
   etf::Buffer bytes;
   std::size_t control_size = 0;
-  // Messages of one lane keep their order even when an earlier one is still being cut into fragments. Signals
-  // between the same two processes must share a lane; 0 stands for none.
+  // Messages of one lane keep their order even when an earlier one is still being cut into
+  // fragments. Signals between the same two processes must share a lane; 0 stands for none.
   std::uint64_t lane = 0;
 };
 

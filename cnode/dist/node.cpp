@@ -24,8 +24,10 @@ using base::ErrorCode;
 namespace {
 
 constexpr std::string_view kNetKernel = "net_kernel";
-constexpr std::chrono::minutes kFragmentsIdle{10};  // then an unfinished message will never be finished
-constexpr std::size_t kMaxWatchers = 2'000'000;     // of one process; a peer that wants more is dropped
+constexpr std::chrono::minutes kFragmentsIdle{
+    10};  // then an unfinished message will never be finished
+constexpr std::size_t kMaxWatchers =
+    2'000'000;  // of one process; a peer that wants more is dropped
 
 std::string_view alive_part(std::string_view name) { return name.substr(0, name.find('@')); }
 std::string_view host_part(std::string_view name) {
@@ -41,7 +43,8 @@ std::string printable(std::string_view text) {
 
 // Closes the socket when a step takes too long; the operation under way then ends with an error.
 struct StepDeadline {
-  explicit StepDeadline(tcp::socket& socket_in) : socket(socket_in), timer(socket_in.get_executor()) {}
+  explicit StepDeadline(tcp::socket& socket_in)
+      : socket(socket_in), timer(socket_in.get_executor()) {}
   ~StepDeadline() { *alive = false; }
   StepDeadline(const StepDeadline&) = delete;
   StepDeadline& operator=(const StepDeadline&) = delete;
@@ -86,7 +89,8 @@ std::uint64_t lane_of(const etf::PidView& pid) {
   return mix((std::uint64_t{pid.serial} << 32) | pid.id, pid.creation) | 1;
 }
 
-Message begin_gen_reply(const Link& link, etf::Bytes our_pid, const etf::PidView& to, etf::Bytes tag) {
+Message begin_gen_reply(const Link& link, etf::Bytes our_pid, const etf::PidView& to,
+                        etf::Bytes tag) {
   Message message;
   etf::Writer out(message.bytes);
   // [alias | Ref], as gen:call and erlang:monitor(…, [{alias, _}]) make it.
@@ -114,8 +118,8 @@ Message begin_gen_reply(const Link& link, etf::Bytes our_pid, const etf::PidView
 
 Node::Node(asio::io_context& reactor, NodeConfig config, NodeDelegate& delegate)
     : reactor_(reactor), config_(std::move(config)), delegate_(delegate) {
-  // Any 32-bit value from 4 on; a fresh one at each start is what makes pids and references of an earlier
-  // incarnation recognizable.
+  // Any 32-bit value from 4 on; a fresh one at each start is what makes pids and references of an
+  // earlier incarnation recognizable.
   creation_ = std::max(std::uint32_t{4}, base::secure_random_u32());
   if (config_.name.find('@') != std::string::npos) set_identity(config_.name, creation_);
 }
@@ -129,7 +133,8 @@ void Node::set_identity(std::string name, std::uint32_t creation) {
   name_ = std::move(name);
 }
 
-// --- joining -----------------------------------------------------------------------------------------------------
+// --- joining
+// -----------------------------------------------------------------------------------------------------
 
 void Node::start(std::function<void(std::string)> fatal) {
   fatal_ = std::move(fatal);
@@ -137,12 +142,15 @@ void Node::start(std::function<void(std::string)> fatal) {
   const bool named = !name().empty();
   if (config_.listens && named) {
     bind();
-    for (auto& acceptor : acceptors_) asio::co_spawn(reactor_, accept_loop(acceptor), asio::detached);
+    for (auto& acceptor : acceptors_)
+      asio::co_spawn(reactor_, accept_loop(acceptor), asio::detached);
     if (config_.use_epmd) {
       epmd_ = std::make_unique<EpmdClient>(reactor_.get_executor(), config_.epmd);
       auto refused = [this] { fatal_("name: another node is registered with epmd as " + name()); };
-      asio::co_spawn(reactor_, epmd_->keep_registered(std::string(alive_part(name())), port_, std::move(refused)),
-                     asio::detached);
+      asio::co_spawn(
+          reactor_,
+          epmd_->keep_registered(std::string(alive_part(name())), port_, std::move(refused)),
+          asio::detached);
     }
   }
   for (const auto& peer : config_.peers) asio::co_spawn(reactor_, dial_loop(peer), asio::detached);
@@ -156,7 +164,8 @@ void Node::bind() {
   for (const auto& host : hosts) {
     asio::error_code error;
     const auto results = resolver.resolve(host, "0", tcp::resolver::passive, error);
-    if (error) throw std::runtime_error("listen: cannot resolve '" + host + "': " + error.message());
+    if (error)
+      throw std::runtime_error("listen: cannot resolve '" + host + "': " + error.message());
     for (const auto& result : results) addresses.insert(result.endpoint().address());
   }
   const std::uint16_t last = std::max(config_.first_port, config_.last_port);
@@ -176,8 +185,10 @@ void Node::bind() {
       if (!error) acceptor.bind(endpoint, error);
       if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
       if (error) {
-        const std::string here = address.to_string() + " port " + std::to_string(bound) + ": " + error.message();
-        // A host name often has an address that this machine lacks (IPv6 switched off): the others will do.
+        const std::string here =
+            address.to_string() + " port " + std::to_string(bound) + ": " + error.message();
+        // A host name often has an address that this machine lacks (IPv6 switched off): the others
+        // will do.
         const bool lacking = error == std::errc::address_not_available ||
                              error == std::errc::address_family_not_supported;
         if (lacking && config_.listen.empty()) {
@@ -193,7 +204,8 @@ void Node::bind() {
     if (why.empty() && acceptors_.empty()) why = missing;
     if (why.empty()) {
       port_ = bound;
-      spdlog::info("listening on {} port {}", acceptors_.front().local_endpoint().address().to_string(), bound);
+      spdlog::info("listening on {} port {}",
+                   acceptors_.front().local_endpoint().address().to_string(), bound);
       return;
     }
   }
@@ -211,7 +223,8 @@ asio::awaitable<void> Node::accept_loop(tcp::acceptor& acceptor) {
     }
     while (pending_.size() >= config_.max_pending) {
       asio::error_code ignored;
-      spdlog::warn("{} unfinished handshakes: ended the oldest, from {}", pending_.size(), pending_.front().address);
+      spdlog::warn("{} unfinished handshakes: ended the oldest, from {}", pending_.size(),
+                   pending_.front().address);
       pending_.front().socket->close(ignored);
       pending_.pop_front();
     }
@@ -234,11 +247,14 @@ HandshakeConfig Node::handshake_config() const {
 asio::awaitable<void> Node::accept_peer(Socket socket) {
   asio::error_code ignored;
   const auto endpoint = socket.remote_endpoint(ignored);
-  const std::string address = endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
+  const std::string address =
+      endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
   auto entry = pending_.insert(pending_.end(), Pending{&socket, address});
-  // The entry may be taken away under us when too many are pending; then the socket is closed and the list forgot us.
+  // The entry may be taken away under us when too many are pending; then the socket is closed and
+  // the list forgot us.
   auto leave = [this, &entry, &socket] {
-    auto found = std::find_if(pending_.begin(), pending_.end(), [&](const Pending& p) { return p.socket == &socket; });
+    auto found = std::find_if(pending_.begin(), pending_.end(),
+                              [&](const Pending& p) { return p.socket == &socket; });
     if (found != pending_.end()) pending_.erase(found);
     entry = pending_.end();
   };
@@ -262,7 +278,8 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
   auto failure = [&](const std::string& why) {
     return Error{ErrorCode::kClosed, 0, deadline.expired ? "no packet in time" : why};
   };
-  auto send = [](Socket& to, const std::vector<std::vector<std::uint8_t>>& packets) -> asio::awaitable<bool> {
+  auto send = [](Socket& to,
+                 const std::vector<std::vector<std::uint8_t>>& packets) -> asio::awaitable<bool> {
     etf::Buffer out;
     for (const auto& one : packets) {
       std::array<std::uint8_t, 4> head{};
@@ -270,7 +287,8 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
       out.append(etf::Bytes{head.data() + 4 - kHeader, kHeader});
       out.append(etf::Bytes{one.data(), one.size()});
     }
-    auto [error, count] = co_await asio::async_write(to, asio::buffer(out.data(), out.size()), as_result);
+    auto [error, count] =
+        co_await asio::async_write(to, asio::buffer(out.data(), out.size()), as_result);
     co_return !error;
   };
 
@@ -298,7 +316,8 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
     std::size_t length = 0;
     for (std::size_t i = 0; i < kHeader; ++i) length = (length << 8) | packet[i];
     if (length > packet.size()) {
-      co_return Error{ErrorCode::kTooLarge, 0, "a handshake packet of " + std::to_string(length) + " bytes"};
+      co_return Error{ErrorCode::kTooLarge, 0,
+                      "a handshake packet of " + std::to_string(length) + " bytes"};
     }
     auto body = asio::buffer(packet.data(), length);
     auto [body_error, body_size] = co_await asio::async_read(socket, body, as_result);
@@ -317,7 +336,8 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
 }
 
 Decision Node::decide(const PeerInfo& peer) {
-  if (stopping_ || links_.size() >= config_.max_links || peer.name == name()) return Decision::kNotAllowed;
+  if (stopping_ || links_.size() >= config_.max_links || peer.name == name())
+    return Decision::kNotAllowed;
   if (auto dialing = dialing_.find(peer.name); dialing != dialing_.end()) {
     if (simultaneous_winner(name(), peer.name)) return Decision::kNok;
     asio::error_code ignored;
@@ -353,7 +373,8 @@ asio::awaitable<base::Status> Node::dial(PeerAddress peer) {
   const std::string host(host_part(peer.name));
   std::uint16_t port = peer.port;
   if (port == 0) {
-    auto found = co_await EpmdClient::look_up(host, config_.epmd.port, std::string(alive_part(peer.name)));
+    auto found =
+        co_await EpmdClient::look_up(host, config_.epmd.port, std::string(alive_part(peer.name)));
     if (!found) co_return found.error();
     port = *found;
   }
@@ -365,7 +386,8 @@ asio::awaitable<base::Status> Node::dial(PeerAddress peer) {
   dialing_[peer.name] = &socket;
   Handshake handshake(Handshake::Role::kInitiator, handshake_config(), peer.name);
   auto info = co_await shake_hands(socket, handshake);
-  if (auto mine = dialing_.find(peer.name); mine != dialing_.end() && mine->second == &socket) dialing_.erase(mine);
+  if (auto mine = dialing_.find(peer.name); mine != dialing_.end() && mine->second == &socket)
+    dialing_.erase(mine);
   if (!info) {
     ++counters_.handshakes_failed;
     co_return info.error();
@@ -389,8 +411,8 @@ void Node::open_link(Socket socket, PeerInfo peer) {
   fragments.message = config_.max_message;
   fragments.total = 2 * config_.max_message;
   const std::uint64_t id = next_link_++;
-  auto link = std::make_shared<Connection<TcpTransport>>(id, peer, std::move(socket), static_cast<LinkHandler&>(*this),
-                                                         limits);
+  auto link = std::make_shared<Connection<TcpTransport>>(id, peer, std::move(socket),
+                                                         static_cast<LinkHandler&>(*this), limits);
   links_[id] = link;
   assemblers_.try_emplace(id, fragments);
   {
@@ -412,7 +434,8 @@ void Node::on_link_closed(Link& link, const std::string& reason) {
   {
     const std::lock_guard lock(names_mutex_);
     auto named = links_by_name_.find(link.peer().name);
-    if (named != links_by_name_.end() && named->second->id() == link.id()) links_by_name_.erase(named);
+    if (named != links_by_name_.end() && named->second->id() == link.id())
+      links_by_name_.erase(named);
   }
   ++counters_.links_closed;
   spdlog::info("{} is down: {}", link.peer().name, reason);
@@ -442,7 +465,8 @@ void Node::drop_peer(std::uint64_t link) {
     });
   });
   for (const auto& one : lost) {
-    if (Process* owner = table_.find(one.process)) delegate_.on_down(*owner, one.ref, one.monitor, noconnection().bytes());
+    if (Process* owner = table_.find(one.process))
+      delegate_.on_down(*owner, one.ref, one.monitor, noconnection().bytes());
   }
   for (const auto& [id, from] : exits) {
     if (Process* process = table_.find(id)) {
@@ -466,7 +490,8 @@ void Node::close_links(const std::string& reason) {
 }
 
 bool Node::links_flushed() const {
-  return std::all_of(links_.begin(), links_.end(), [](const auto& entry) { return entry.second->flushed(); });
+  return std::all_of(links_.begin(), links_.end(),
+                     [](const auto& entry) { return entry.second->flushed(); });
 }
 
 std::string Node::name() const {
@@ -504,12 +529,13 @@ etf::Ref Node::make_ref() {
   ref.creation = creation_;
   ref.count = 3;
   // The first word of a reference has 18 bits on nodes that still look at it.
-  ref.words = {static_cast<std::uint32_t>(number & 0x3FFFF), static_cast<std::uint32_t>(number >> 18),
-               static_cast<std::uint32_t>(number >> 50)};
+  ref.words = {static_cast<std::uint32_t>(number & 0x3FFFF),
+               static_cast<std::uint32_t>(number >> 18), static_cast<std::uint32_t>(number >> 50)};
   return ref;
 }
 
-// --- signals in --------------------------------------------------------------------------------------------------
+// --- signals in
+// --------------------------------------------------------------------------------------------------
 
 void Node::reject(Link& link, const Error& error, std::string_view what) {
   ++counters_.frames_rejected;
@@ -532,14 +558,17 @@ void Node::on_frame(Link& link, etf::Bytes bytes, std::size_t whole_size) {
       return on_signal(link, {frame->body}, false, too_large);
     case Frame::Kind::kFirstFragment:
     case Frame::Kind::kFragment: {
-      if (too_large) return reject(link, {ErrorCode::kTooLarge, 0, {}}, "a fragment over the limit");
-      if (frame->kind == Frame::Kind::kFirstFragment && assembler->second.open() > 0) drop_idle_fragments();
+      if (too_large)
+        return reject(link, {ErrorCode::kTooLarge, 0, {}}, "a fragment over the limit");
+      if (frame->kind == Frame::Kind::kFirstFragment && assembler->second.open() > 0)
+        drop_idle_fragments();
       auto whole = frame->kind == Frame::Kind::kFirstFragment
                        ? assembler->second.on_first(frame->sequence, frame->fragment, frame->body)
                        : assembler->second.on_next(frame->sequence, frame->fragment, frame->body);
       if (!whole) return reject(link, whole.error(), "fragments out of order");
       if (!*whole) return;
-      return on_signal(link, {(*whole)->bytes.bytes(), &(*whole)->bytes}, false, (*whole)->too_large);
+      return on_signal(link, {(*whole)->bytes.bytes(), &(*whole)->bytes}, false,
+                       (*whole)->too_large);
     }
   }
 }
@@ -555,7 +584,8 @@ void Node::drop_idle_fragments() {
 void Node::on_signal(Link& link, Incoming body, bool pass_through, bool too_large) {
   etf::Reader in(body.bytes);
   if (pass_through) {
-    if (auto version = in.version(); !version) return reject(link, version.error(), "a frame without version byte");
+    if (auto version = in.version(); !version)
+      return reject(link, version.error(), "a frame without version byte");
   }
   auto control = parse_control(in);
   if (!control) {
@@ -566,7 +596,8 @@ void Node::on_signal(Link& link, Incoming body, bool pass_through, bool too_larg
     return reject(link, control.error(), "a control message that cannot be understood");
   }
   if (pass_through && control->has_payload) {
-    if (auto version = in.version(); !version) return reject(link, version.error(), "a message without version byte");
+    if (auto version = in.version(); !version)
+      return reject(link, version.error(), "a message without version byte");
   }
   on_signal(link, *control, Incoming{in.rest(), body.whole}, too_large);
 }
@@ -597,7 +628,8 @@ void Node::on_signal(Link& link, const Control& control, Incoming incoming, bool
       return delegate_.on_alias_message(link, control.to.alias, message);
     case Op::kAltactSigSend:
       if ((control.flags & kAltactExit) != 0) return on_exit(link, control, message);
-      if (control.to.kind == Party::Kind::kAlias) return delegate_.on_alias_message(link, control.to.alias, message);
+      if (control.to.kind == Party::Kind::kAlias)
+        return delegate_.on_alias_message(link, control.to.alias, message);
       return deliver(link, target(control.to), control, incoming, too_large);
     case Op::kMonitorP:
       return on_monitor(link, control);
@@ -640,14 +672,16 @@ void Node::on_signal(Link& link, const Control& control, Incoming incoming, bool
   }
 }
 
-void Node::deliver(Link& link, Process* to, const Control& control, Incoming message, bool too_large) {
+void Node::deliver(Link& link, Process* to, const Control& control, Incoming message,
+                   bool too_large) {
   if (to == nullptr) {
     spdlog::debug("{}: a message to a process that does not exist", link.peer().name);
     return;
   }
   if (to->system && to->name == kNetKernel) return on_net_kernel(link, message.bytes);
   const bool told = control.from.kind == Party::Kind::kPid;
-  if (too_large) return delegate_.on_too_large(link, told ? &control.from.pid : nullptr, message.bytes);
+  if (too_large)
+    return delegate_.on_too_large(link, told ? &control.from.pid : nullptr, message.bytes);
   delegate_.on_message(link, *to, told ? &control.from.pid : nullptr, message);
 }
 
@@ -678,14 +712,14 @@ void Node::on_monitor(Link& link, const Control& control) {
   const bool by_name = control.to.kind == Party::Kind::kName;
   const etf::Buffer name = by_name ? encode_atom(control.to.name.utf8()) : etf::Buffer();
   if (process == nullptr) {
-    return send_down(link, by_name ? bytes_of(name) : control.to.pid.raw, control.from.pid.raw, control.ref.raw,
-                     noproc().bytes());
+    return send_down(link, by_name ? bytes_of(name) : control.to.pid.raw, control.from.pid.raw,
+                     control.ref.raw, noproc().bytes());
   }
   if (process->watchers.size() >= kMaxWatchers) {
     return reject(link, {ErrorCode::kTooLarge, 0, {}}, "more monitors than a process may have");
   }
-  process->watchers[RefKey::of(link.id(), control.ref)] =
-      Watcher{link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), keep(bytes_of(name))};
+  process->watchers[RefKey::of(link.id(), control.ref)] = Watcher{
+      link.id(), 0, keep(control.from.pid.raw), keep(control.ref.raw), keep(bytes_of(name))};
 }
 
 void Node::on_demonitor(Link& link, const Control& control) {
@@ -697,7 +731,8 @@ void Node::on_demonitor(Link& link, const Control& control) {
 
 void Node::on_link(Link& link, const Control& control) {
   Process* process = target(control.to);
-  if (process == nullptr) return send_exit(link, control.to.pid.raw, control.from.pid.raw, noproc().bytes());
+  if (process == nullptr)
+    return send_exit(link, control.to.pid.raw, control.from.pid.raw, noproc().bytes());
   auto& linked = process->links[PidKey::of(link.id(), control.from.pid)];
   linked.link = link.id();
   linked.pid = keep(control.from.pid.raw);
@@ -721,7 +756,8 @@ void Node::on_unlink_ack(Link& link, const Control& control) {
   Process* process = target(control.to);
   if (process == nullptr) return;
   auto found = process->links.find(PidKey::of(link.id(), control.from.pid));
-  if (found != process->links.end() && found->second.unlinking == control.id) process->links.erase(found);
+  if (found != process->links.end() && found->second.unlinking == control.id)
+    process->links.erase(found);
 }
 
 void Node::on_exit(Link& link, const Control& control, etf::Bytes reason) {
@@ -730,14 +766,16 @@ void Node::on_exit(Link& link, const Control& control, etf::Bytes reason) {
   if (!checked) return reject(link, checked.error(), "an exit reason that cannot be understood");
   Process* process = target(control.to);
   if (process == nullptr) return;
-  const bool is_signal = control.op == Op::kExit2 || control.op == Op::kExit2Tt || control.op == Op::kPayloadExit2 ||
-                         control.op == Op::kPayloadExit2Tt || control.op == Op::kAltactSigSend;
+  const bool is_signal = control.op == Op::kExit2 || control.op == Op::kExit2Tt ||
+                         control.op == Op::kPayloadExit2 || control.op == Op::kPayloadExit2Tt ||
+                         control.op == Op::kAltactSigSend;
   if (!is_signal) {
     auto found = process->links.find(PidKey::of(link.id(), control.from.pid));
     if (found == process->links.end() || found->second.unlinking != 0) return;  // no longer linked
     process->links.erase(found);
   }
-  delegate_.on_exit(*process, control.from.pid.raw, *checked, is_signal ? ExitKind::kSignal : ExitKind::kLink);
+  delegate_.on_exit(*process, control.from.pid.raw, *checked,
+                    is_signal ? ExitKind::kSignal : ExitKind::kLink);
 }
 
 void Node::on_down(Link& link, const Control& control, etf::Bytes reason) {
@@ -771,10 +809,12 @@ void Node::on_spawn(Link& link, const Control& control, etf::Bytes arguments) {
   request.function = control.function.text;
   request.arity = control.arity;
   request.arguments = arguments;
-  if (!options || arguments.empty()) return reply(0, encode_atom(options ? "system_limit" : "badopt").bytes());
+  if (!options || arguments.empty())
+    return reply(0, encode_atom(options ? "system_limit" : "badopt").bytes());
   request.monitor = options->monitor;
   request.link = options->link;
-  if (auto refused = delegate_.refuse_spawn(link, request)) return reply(0, encode_atom(*refused).bytes());
+  if (auto refused = delegate_.refuse_spawn(link, request))
+    return reply(0, encode_atom(*refused).bytes());
 
   Process& process = create_process();
   request.process = process.id;
@@ -786,15 +826,18 @@ void Node::on_spawn(Link& link, const Control& control, etf::Bytes arguments) {
   }
   if (options->link) {
     flags |= kSpawnedWithLink;
-    process.links[PidKey::of(link.id(), control.from.pid)] = Linked{link.id(), 0, keep(control.from.pid.raw), 0};
+    process.links[PidKey::of(link.id(), control.from.pid)] =
+        Linked{link.id(), 0, keep(control.from.pid.raw), 0};
   }
   reply(flags, view(process.pid));
   delegate_.on_spawn(link, request);
 }
 
-// --- signals out -------------------------------------------------------------------------------------------------
+// --- signals out
+// -------------------------------------------------------------------------------------------------
 
-void Node::send_down(Link& link, etf::Bytes process, etf::Bytes to, etf::Bytes ref, etf::Bytes reason) {
+void Node::send_down(Link& link, etf::Bytes process, etf::Bytes to, etf::Bytes ref,
+                     etf::Bytes reason) {
   Message message(128 + reason.size());
   etf::Writer out(message.bytes);
   etf::Reader in(to);
@@ -849,7 +892,8 @@ void Node::exit_process(ProcessId id, etf::Bytes reason) {
     }
     auto link = find_link(watcher.link);
     if (!link) continue;
-    send_down(*link, view(watcher.name.empty() ? process->pid : watcher.name), view(watcher.pid), view(watcher.ref), reason);
+    send_down(*link, view(watcher.name.empty() ? process->pid : watcher.name), view(watcher.pid),
+              view(watcher.ref), reason);
   }
   for (const auto& [key, linked] : process->links) {
     if (linked.unlinking != 0) continue;
@@ -862,7 +906,8 @@ void Node::exit_process(ProcessId id, etf::Bytes reason) {
       delegate_.on_exit(*other, view(process->pid), reason, ExitKind::kLink);
       continue;
     }
-    if (auto link = find_link(linked.link)) send_exit(*link, view(process->pid), view(linked.pid), reason);
+    if (auto link = find_link(linked.link))
+      send_exit(*link, view(process->pid), view(linked.pid), reason);
   }
   for (const auto& [key, monitor] : process->monitors) {
     if (monitor.link == 0) {
@@ -940,7 +985,8 @@ void Node::demonitor(Process& owner, const RefKey& ref) {
 void Node::link(Process& process, const std::string& node, const etf::PidView& pid) {
   if (node == name()) {
     Process* other = table_.find(pid);
-    if (other == nullptr) return delegate_.on_exit(process, pid.raw, noproc().bytes(), ExitKind::kLink);
+    if (other == nullptr)
+      return delegate_.on_exit(process, pid.raw, noproc().bytes(), ExitKind::kLink);
     if (other == &process) return;
     etf::Reader in(view(process.pid));
     process.links[PidKey::of(0, pid)] = Linked{0, other->id, other->pid, 0};

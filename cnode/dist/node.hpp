@@ -1,11 +1,13 @@
 // Node: this process as a member of the cluster.
 //
-//   listener, dialers ──▶ handshake ──▶ Connection ── frames ──▶ signals ──▶ ProcessTable, NodeDelegate
-//                                                    ◀── DOWN, EXIT, noproc, spawn replies, unlink acks
+//   listener, dialers ──▶ handshake ──▶ Connection ── frames ──▶ signals ──▶ ProcessTable,
+//   NodeDelegate
+//                                                    ◀── DOWN, EXIT, noproc, spawn replies, unlink
+//                                                    acks
 //
-// Everything runs on the reactor thread but for what says "any thread". Whatever the protocol alone can answer is
-// answered here: ticks, ping, monitors and links of what does not exist, refused spawns. What needs more goes to the
-// delegate.
+// Everything runs on the reactor thread but for what says "any thread". Whatever the protocol alone
+// can answer is answered here: ticks, ping, monitors and links of what does not exist, refused
+// spawns. What needs more goes to the delegate.
 #pragma once
 
 #include <asio/io_context.hpp>
@@ -41,8 +43,9 @@ struct PeerAddress {
 struct NodeConfig {
   std::string name;  // name@host, or only a host for a node that the first peer it dials shall name
   std::string cookie;
-  std::vector<std::string> listen;  // addresses; none: whatever the host part of the name resolves to
-  std::uint16_t first_port = 0;     // 0: any
+  std::vector<std::string>
+      listen;                    // addresses; none: whatever the host part of the name resolves to
+  std::uint16_t first_port = 0;  // 0: any
   std::uint16_t last_port = 0;
   bool use_epmd = true;
   bool listens = true;
@@ -67,8 +70,8 @@ struct SpawnRequest {
   etf::Bytes arguments;  // a list
 };
 
-// A message as it came in. The bytes hold only for the call; a large one stands in a buffer of its own, which may be
-// taken over instead of copied (its bytes stay where they are).
+// A message as it came in. The bytes hold only for the call; a large one stands in a buffer of its
+// own, which may be taken over instead of copied (its bytes stay where they are).
 struct Incoming {
   etf::Bytes bytes;
   etf::Buffer* whole = nullptr;
@@ -96,7 +99,8 @@ class NodeDelegate {
   virtual void on_demonitor(const RefKey& ref, Process* watched) = 0;
   virtual void on_exit(Process& process, etf::Bytes from, etf::Bytes reason, ExitKind kind) = 0;
   // A process that `owner` monitored ended.
-  virtual void on_down(Process& owner, const RefKey& ref, const Monitor& monitor, etf::Bytes reason) = 0;
+  virtual void on_down(Process& owner, const RefKey& ref, const Monitor& monitor,
+                       etf::Bytes reason) = 0;
 };
 
 struct NodeCounters {
@@ -114,11 +118,13 @@ class Node final : private LinkHandler {
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
 
-  // Binds, listens, registers, dials. Throws std::runtime_error naming the setting at fault. `fatal` is called once
-  // when the node can never become what it was told to be (its name belongs to another).
+  // Binds, listens, registers, dials. Throws std::runtime_error naming the setting at fault.
+  // `fatal` is called once when the node can never become what it was told to be (its name belongs
+  // to another).
   void start(std::function<void(std::string)> fatal);
-  void stop_accepting();                  // leaves epmd, takes no new links
-  void close_links(const std::string&);   // what was queued before is written first as far as the peers read
+  void stop_accepting();  // leaves epmd, takes no new links
+  void close_links(
+      const std::string&);  // what was queued before is written first as far as the peers read
 
   // Any thread.
   std::string name() const;
@@ -212,8 +218,10 @@ class Node final : private LinkHandler {
 etf::Buffer encode_atom(std::string_view text);
 std::uint64_t lane_of(const etf::PidView& pid);
 
-// The reply to a '$gen_call' from `to` with `tag`: its control tuple, up to and including {Tag, so that exactly the
-// reply term is still to be written. Uses the alias in the tag where there is one and the peer can.
-Message begin_gen_reply(const Link& link, etf::Bytes our_pid, const etf::PidView& to, etf::Bytes tag);
+// The reply to a '$gen_call' from `to` with `tag`: its control tuple, up to and including {Tag, so
+// that exactly the reply term is still to be written. Uses the alias in the tag where there is one
+// and the peer can.
+Message begin_gen_reply(const Link& link, etf::Bytes our_pid, const etf::PidView& to,
+                        etf::Bytes tag);
 
 }  // namespace dist

@@ -9,7 +9,8 @@ void ProcessTable::set_identity(std::string node, std::uint32_t creation) {
   creation_ = creation;
   for (auto& [id, process] : processes_) {
     etf::Buffer bytes;
-    etf::Writer(bytes).pid({node_, static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32), creation_});
+    etf::Writer(bytes).pid(
+        {node_, static_cast<std::uint32_t>(id), static_cast<std::uint32_t>(id >> 32), creation_});
     process->pid = keep(bytes.bytes());
   }
 }
@@ -56,7 +57,8 @@ std::unique_ptr<Process> ProcessTable::remove(ProcessId id) {
 }
 
 bool ProcessTable::register_name(Process& process, std::string name) {
-  if (name.empty() || name == "undefined" || !process.name.empty() || names_.contains(name)) return false;
+  if (name.empty() || name == "undefined" || !process.name.empty() || names_.contains(name))
+    return false;
   names_.emplace(name, &process);
   process.name = std::move(name);
   return true;

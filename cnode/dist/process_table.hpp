@@ -1,4 +1,5 @@
-// ProcessTable: the node's processes as the rest of the cluster sees them: pids, names, who watches whom.
+// ProcessTable: the node's processes as the rest of the cluster sees them: pids, names, who watches
+// whom.
 //
 // Belongs to the reactor thread. It keeps the books; sending DOWN and EXIT is the node's business.
 #pragma once
@@ -16,7 +17,8 @@
 
 namespace dist {
 
-// A process of this node: serial in the upper half, id in the lower, as in its pid. 0 is no process.
+// A process of this node: serial in the upper half, id in the lower, as in its pid. 0 is no
+// process.
 using ProcessId = std::uint64_t;
 
 // A reference, told apart on the link it came by (link 0: one of ours).
@@ -25,7 +27,9 @@ struct RefKey {
   std::uint32_t creation = 0;
   std::array<std::uint32_t, etf::kMaxReferenceWords> words{};
 
-  static RefKey of(std::uint64_t link, const etf::RefView& ref) { return {link, ref.creation, ref.words}; }
+  static RefKey of(std::uint64_t link, const etf::RefView& ref) {
+    return {link, ref.creation, ref.words};
+  }
   bool operator==(const RefKey&) const = default;
 };
 
@@ -36,7 +40,9 @@ struct PidKey {
   std::uint32_t serial = 0;
   std::uint32_t creation = 0;
 
-  static PidKey of(std::uint64_t link, const etf::PidView& pid) { return {link, pid.id, pid.serial, pid.creation}; }
+  static PidKey of(std::uint64_t link, const etf::PidView& pid) {
+    return {link, pid.id, pid.serial, pid.creation};
+  }
   bool operator==(const PidKey&) const = default;
 };
 
@@ -52,14 +58,19 @@ struct KeyHash {
     return static_cast<std::size_t>(hash);
   }
   std::size_t operator()(const PidKey& key) const {
-    return static_cast<std::size_t>(mix(mix(key.link, key.creation), (std::uint64_t{key.serial} << 32) | key.id));
+    return static_cast<std::size_t>(
+        mix(mix(key.link, key.creation), (std::uint64_t{key.serial} << 32) | key.id));
   }
 };
 
 // An identifier's bytes, kept.
 using Raw8 = std::string;
-inline Raw8 keep(etf::Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
-inline etf::Bytes view(const Raw8& raw) { return {reinterpret_cast<const std::uint8_t*>(raw.data()), raw.size()}; }
+inline Raw8 keep(etf::Bytes bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+inline etf::Bytes view(const Raw8& raw) {
+  return {reinterpret_cast<const std::uint8_t*>(raw.data()), raw.size()};
+}
 
 // Somebody who wants to hear when a process of ours ends.
 struct Watcher {
@@ -74,7 +85,8 @@ struct Linked {
   std::uint64_t link = 0;
   ProcessId local = 0;
   Raw8 pid;
-  std::uint64_t unlinking = 0;  // the id of our UNLINK_ID not yet acknowledged: exits meanwhile do not count
+  std::uint64_t unlinking =
+      0;  // the id of our UNLINK_ID not yet acknowledged: exits meanwhile do not count
 };
 
 // What a process of ours watches.
@@ -104,7 +116,8 @@ class ProcessTable {
   Process& create();
   Process* find(ProcessId id);
   Process* find(std::string_view name);
-  Process* find(const etf::PidView& pid);  // nullptr also for a pid of an earlier incarnation of this node
+  Process* find(
+      const etf::PidView& pid);  // nullptr also for a pid of an earlier incarnation of this node
   std::unique_ptr<Process> remove(ProcessId id);
 
   bool register_name(Process& process, std::string name);  // false: taken, or the process has one

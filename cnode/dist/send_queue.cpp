@@ -62,7 +62,8 @@ void SendQueue::enqueue(Message message) {
   enqueue_small(std::move(message));
 }
 
-// Hands the kernel what it takes at once. An error is left to the writer, who meets it again and closes the link.
+// Hands the kernel what it takes at once. An error is left to the writer, who meets it again and
+// closes the link.
 void SendQueue::write_directly() {
   std::array<iovec, kBatchParts> parts{};
   std::size_t count = 0;
@@ -121,8 +122,8 @@ std::size_t SendQueue::write_head(Message& message) {
     bytes[7] = 0;
     return begin;
   }
-  // The pass-through form puts a version byte in front of each of the two terms: the control tuple moves one byte
-  // to the left and makes room for the payload's.
+  // The pass-through form puts a version byte in front of each of the two terms: the control tuple
+  // moves one byte to the left and makes room for the payload's.
   const bool payload = message.has_payload();
   const std::size_t shift = payload ? 1 : 0;
   const std::size_t begin = Message::kHeadroom - 6 - shift;
@@ -164,7 +165,8 @@ void SendQueue::take_fragment(Batch& batch, const std::shared_ptr<Large>& large)
   etf::write_u64(head.data() + 14, large->fragments_left);
   head[22] = 0;  // a first fragment also counts its (absent) atom cache references
   batch.parts.push_back({head.data(), head_size});
-  batch.parts.push_back({const_cast<std::uint8_t*>(bytes.data()) + large->offset, size});  // NOLINT: iovec
+  batch.parts.push_back(
+      {const_cast<std::uint8_t*>(bytes.data()) + large->offset, size});  // NOLINT: iovec
   batch.bytes += head_size + size;
   batch.kept.push_back(large);
   large->offset += size;
@@ -204,7 +206,8 @@ bool SendQueue::take(Batch& batch) {
   // One fragment of as many large messages as fit, each in its turn.
   for (std::size_t turns = large_.size(); turns > 0 && batch.bytes < kBatchBytes; --turns) {
     auto large = large_.front();
-    if (large->not_before > small_taken_) break;  // an older message of its lane may still wait; so may the next one's
+    if (large->not_before > small_taken_)
+      break;  // an older message of its lane may still wait; so may the next one's
     large_.pop_front();
     take_fragment(batch, large);
     if (large->fragments_left > 0) {

@@ -3,9 +3,10 @@
 //   any thread ── push ──▶ small: m1 m2 m3 …        ┐
 //                          large: A ▒▒▒ B ▒▒▒▒▒ …   ┴─ take ──▶ the link's writer (reactor)
 //
-// When nothing waits and nobody writes, push writes to the socket itself, so an idle link costs no thread hop.
-// Otherwise messages pile up and the writer takes many at once. A message over kFragmentSize leaves in fragments,
-// one per turn and large message, so small ones pass in between; messages that share its lane wait behind it.
+// When nothing waits and nobody writes, push writes to the socket itself, so an idle link costs no
+// thread hop. Otherwise messages pile up and the writer takes many at once. A message over
+// kFragmentSize leaves in fragments, one per turn and large message, so small ones pass in between;
+// messages that share its lane wait behind it.
 #pragma once
 
 #include <sys/uio.h>
@@ -25,7 +26,8 @@
 
 namespace dist {
 
-inline constexpr std::size_t kMaxQueuedBytes = std::size_t{1} << 30;  // then the peer is dropped: it does not read
+inline constexpr std::size_t kMaxQueuedBytes = std::size_t{1}
+                                               << 30;  // then the peer is dropped: it does not read
 
 class SendQueue {
  public:
@@ -41,9 +43,10 @@ class SendQueue {
   SendQueue(const SendQueue&) = delete;
   SendQueue& operator=(const SendQueue&) = delete;
 
-  Pushed push(Message message);                    // any thread
-  Pushed push_all(std::vector<Message>& messages);  // likewise, in one write if it can be; empties the vector
-  Pushed push_tick();            // any thread; nothing when there is traffic anyway
+  Pushed push(Message message);  // any thread
+  Pushed push_all(
+      std::vector<Message>& messages);  // likewise, in one write if it can be; empties the vector
+  Pushed push_tick();                   // any thread; nothing when there is traffic anyway
 
   // The writer's side: what to write next. False when nothing waits; push says when to come again.
   struct Batch {

@@ -17,7 +17,8 @@ struct TcpTransport {
   static constexpr std::size_t kHandshakeHeader = 2;
 
   static asio::ip::tcp::socket& socket(Stream& stream) { return stream; }
-  // The descriptor a sender may write to from its own thread; -1 where the bytes have to be encrypted first.
+  // The descriptor a sender may write to from its own thread; -1 where the bytes have to be
+  // encrypted first.
   static int direct_descriptor(Stream& stream) { return stream.native_handle(); }
 
   static void configure(asio::ip::tcp::socket& socket) {
@@ -29,7 +30,8 @@ struct TcpTransport {
     const int unsent = 128 * 1024;
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
     const unsigned user_timeout_ms = 60'000;
-    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof user_timeout_ms);
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms,
+                 sizeof user_timeout_ms);
   }
 };
 

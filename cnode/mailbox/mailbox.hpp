@@ -2,8 +2,9 @@
 //
 //   reactor, senders ── push ──▶ [ m1 m2 m3 ] ── take / take_all ──▶ consumer
 //
-// Bounded in items and bytes; a push that does not fit is refused, and the pusher says so to whoever sent. Only the
-// push that finds the mailbox empty asks for a wake-up, so a burst costs one.
+// Bounded in items and bytes; a push that does not fit is refused, and the pusher says so to
+// whoever sent. Only the push that finds the mailbox empty asks for a wake-up, so a burst costs
+// one.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +22,7 @@ struct Limits {
 };
 
 enum class Pushed {
-  kFirst,   // it was empty: wake the consumer
+  kFirst,  // it was empty: wake the consumer
   kQueued,
   kFull,
   kClosed,
@@ -34,7 +35,8 @@ class Mailbox {
   Mailbox(const Mailbox&) = delete;
   Mailbox& operator=(const Mailbox&) = delete;
 
-  // A single item over the byte limit still fits an empty mailbox: the message limit has judged it already.
+  // A single item over the byte limit still fits an empty mailbox: the message limit has judged it
+  // already.
   Pushed push(Item item, std::size_t bytes) {
     const std::lock_guard lock(mutex_);
     if (closed_) return Pushed::kClosed;

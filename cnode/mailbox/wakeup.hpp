@@ -1,4 +1,5 @@
-// Wakeup: a descriptor that becomes readable when somebody knocks; for consumers that wait in an event loop.
+// Wakeup: a descriptor that becomes readable when somebody knocks; for consumers that wait in an
+// event loop.
 #pragma once
 
 namespace mailbox {

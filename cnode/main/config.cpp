@@ -47,12 +47,14 @@ const std::string& one(const Config& config, const std::string& name) {
   return values.empty() ? empty : values.back();
 }
 
-std::uint64_t number(const Config& config, const std::string& name, std::uint64_t low, std::uint64_t high) {
+std::uint64_t number(const Config& config, const std::string& name, std::uint64_t low,
+                     std::uint64_t high) {
   const std::string& text = one(config, name);
   std::uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size() || value < low || value > high) {
-    throw ConfigError(name + ": '" + text + "' is no number from " + std::to_string(low) + " to " + std::to_string(high));
+    throw ConfigError(name + ": '" + text + "' is no number from " + std::to_string(low) + " to " +
+                      std::to_string(high));
   }
   return value;
 }
@@ -69,13 +71,17 @@ std::string read_cookie(const std::string& path) {
   if (stat(path.c_str(), &info) != 0) throw ConfigError("cookie-file: cannot read '" + path + "'");
   // Its own alone, or root's and readable by our group: the way Kubernetes mounts a Secret.
   const bool group = (info.st_mode & (S_IRGRP | S_IWGRP)) != 0;
-  if ((info.st_mode & (S_IROTH | S_IWOTH)) != 0 || (group && info.st_uid != 0) || (info.st_mode & S_IWGRP) != 0) {
+  if ((info.st_mode & (S_IROTH | S_IWOTH)) != 0 || (group && info.st_uid != 0) ||
+      (info.st_mode & S_IWGRP) != 0) {
     throw ConfigError("cookie-file: '" + path + "' can be read by others; make it 0400");
   }
   std::ifstream file(path, std::ios::binary);
   std::string cookie((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  while (!cookie.empty() && (cookie.back() == '\n' || cookie.back() == '\r' || cookie.back() == ' ')) cookie.pop_back();
-  if (!file.good() && cookie.empty()) throw ConfigError("cookie-file: '" + path + "' is empty or cannot be read");
+  while (!cookie.empty() &&
+         (cookie.back() == '\n' || cookie.back() == '\r' || cookie.back() == ' '))
+    cookie.pop_back();
+  if (!file.good() && cookie.empty())
+    throw ConfigError("cookie-file: '" + path + "' is empty or cannot be read");
   if (cookie.empty()) throw ConfigError("cookie-file: '" + path + "' is empty");
   if (cookie.size() > 255) throw ConfigError("cookie-file: a cookie has at most 255 bytes");
   return cookie;
@@ -85,13 +91,15 @@ std::string node_name(const Config& config) {
   const std::string& name = one(config, "name");
   const std::string& sname = one(config, "sname");
   if (!name.empty() && !sname.empty()) throw ConfigError("name: give --name or --sname, not both");
-  if (name.empty() && sname.empty()) throw ConfigError("name: a node needs --name NAME@HOST or --sname NAME");
+  if (name.empty() && sname.empty())
+    throw ConfigError("name: a node needs --name NAME@HOST or --sname NAME");
   if (!sname.empty()) {
     const std::string host = host_name().substr(0, host_name().find('.'));
     if (sname == "undefined") return host;  // the first peer we dial names us
     std::string full = sname.find('@') == std::string::npos ? sname + "@" + host : sname;
     if (full.substr(full.find('@')).find('.') != std::string::npos) {
-      throw ConfigError("sname: the host of a short name has no dots; use --name for '" + full + "'");
+      throw ConfigError("sname: the host of a short name has no dots; use --name for '" + full +
+                        "'");
     }
     if (!dist::is_node_name(full)) throw ConfigError("sname: '" + full + "' is no node name");
     return full;
@@ -112,7 +120,8 @@ void read_ports(Config& config) {
   const char* end = text.data() + text.size();
   auto step = std::from_chars(text.data(), end, first);
   last = first;
-  if (step.ec == std::errc{} && step.ptr != end && *step.ptr == '-') step = std::from_chars(step.ptr + 1, end, last);
+  if (step.ec == std::errc{} && step.ptr != end && *step.ptr == '-')
+    step = std::from_chars(step.ptr + 1, end, last);
   if (step.ec != std::errc{} || step.ptr != end || first > last || last > 65'535) {
     throw ConfigError("dist-port: '" + text + "' is neither a port nor FIRST-LAST");
   }
@@ -126,19 +135,25 @@ void read_peers(Config& config) {
     const std::size_t at = text.find('@');
     const std::size_t colon = text.rfind(':');
     peer.name = text;
-    // name@host:port; an IPv6 address as host has colons of its own and needs brackets before a port.
+    // name@host:port; an IPv6 address as host has colons of its own and needs brackets before a
+    // port.
     const bool bracket = at != std::string::npos && at + 1 < text.size() && text[at + 1] == '[';
     const bool has_port = colon != std::string::npos && at != std::string::npos && colon > at &&
                           (bracket ? text[colon - 1] == ']' : text.find(':') == colon);
     if (has_port) {
       peer.name = text.substr(0, colon);
-      const auto [end, error] = std::from_chars(text.data() + colon + 1, text.data() + text.size(), peer.port);
+      const auto [end, error] =
+          std::from_chars(text.data() + colon + 1, text.data() + text.size(), peer.port);
       if (error != std::errc{} || end != text.data() + text.size() || peer.port == 0) {
         throw ConfigError("peer: '" + text + "' has no valid port");
       }
     }
-    if (bracket) peer.name.erase(std::remove_if(peer.name.begin(), peer.name.end(), [](char c) { return c == '[' || c == ']'; }), peer.name.end());
-    if (!dist::is_node_name(peer.name)) throw ConfigError("peer: '" + text + "' is not NAME@HOST or NAME@HOST:PORT");
+    if (bracket)
+      peer.name.erase(std::remove_if(peer.name.begin(), peer.name.end(),
+                                     [](char c) { return c == '[' || c == ']'; }),
+                      peer.name.end());
+    if (!dist::is_node_name(peer.name))
+      throw ConfigError("peer: '" + text + "' is not NAME@HOST or NAME@HOST:PORT");
     config.runtime.node.peers.push_back(std::move(peer));
   }
 }
@@ -146,7 +161,8 @@ void read_peers(Config& config) {
 void read_values(Config& config, int argc, char** argv) {
   CLI::App app("Sidewinder: Python as a node of an Erlang cluster", "sidewinder");
   app.set_version_flag("--version", std::string("sidewinder ") + SIDEWINDER_VERSION);
-  app.add_flag("--print-config", config.print, "print the settings in force and where each came from, then exit");
+  app.add_flag("--print-config", config.print,
+               "print the settings in force and where each came from, then exit");
   std::map<std::string, std::vector<std::string>> given;
   std::map<std::string, CLI::Option*> options;
   for (const auto& setting : settings()) {
@@ -195,26 +211,36 @@ void read_values(Config& config, int argc, char** argv) {
 
 const std::vector<Setting>& settings() {
   static const std::vector<Setting> table{
-      {"name", "", "node name with a full host name or address: NAME@HOST; 'undefined': the first peer we dial names us"},
+      {"name", "",
+       "node name with a full host name or address: NAME@HOST; 'undefined': the first peer we dial "
+       "names us"},
       {"sname", "", "node name with a short host name: NAME or NAME@HOST; 'undefined' as above"},
       {"cookie-file", "~/.erlang.cookie", "file with the cookie; readable by its owner alone"},
       {"import", "", "module to import before the node joins; may be repeated", Kind::kList},
       {"path", "", "directory to look for modules in; may be repeated", Kind::kList},
       {"venv", "", "virtual environment to run in"},
       {"workers", "8", "threads for synchronous Python code"},
-      {"listen", "", "address to listen on; may be repeated [what the name's host resolves to]", Kind::kList},
+      {"listen", "", "address to listen on; may be repeated [what the name's host resolves to]",
+       Kind::kList},
       {"dist-port", "0", "port to listen on, or FIRST-LAST; 0: any"},
       {"epmd", "on", "register with epmd; off: listen on a fixed --dist-port only", Kind::kSwitch},
-      {"peer", "", "node to connect to and stay connected with: NAME@HOST or NAME@HOST:PORT; may be repeated", Kind::kList},
-      {"allow", "", "what peers may call: 'module.function', 'module.*', 'package.**'; may be repeated [everything]", Kind::kList},
+      {"peer", "",
+       "node to connect to and stay connected with: NAME@HOST or NAME@HOST:PORT; may be repeated",
+       Kind::kList},
+      {"allow", "",
+       "what peers may call: 'module.function', 'module.*', 'package.**'; may be repeated "
+       "[everything]",
+       Kind::kList},
       {"eval", "on", "whether peers may use eval and exec", Kind::kSwitch},
       {"none", "none", "the atom that None is sent as"},
       {"binary", "auto", "what a binary becomes: auto (str if it is UTF-8), str or bytes"},
       {"ticktime", "60", "net_ticktime of the cluster, in seconds"},
       {"queue", "100000", "calls that may wait for a worker"},
       {"max-message", "256", "largest message to take, in MiB, whole or in fragments"},
-      {"grace-ms", "5000", "how long a cancelled call may sit in native code before its worker is replaced"},
-      {"drain-timeout", "20", "seconds accepted calls may take to end once the node is told to stop"},
+      {"grace-ms", "5000",
+       "how long a cancelled call may sit in native code before its worker is replaced"},
+      {"drain-timeout", "20",
+       "seconds accepted calls may take to end once the node is told to stop"},
       {"log-level", "info", "trace, debug, info, warning, error, critical or off"},
       {"log-format", "text", "text or json"},
   };
@@ -229,10 +255,12 @@ Config read_config(int argc, char** argv) {
   config.log_level = one(config, "log-level");
   const std::string& level = config.log_level;
   if (spdlog::level::from_str(level) == spdlog::level::off && level != "off") {
-    throw ConfigError("log-level: '" + level + "' is not trace, debug, info, warning, error, critical or off");
+    throw ConfigError("log-level: '" + level +
+                      "' is not trace, debug, info, warning, error, critical or off");
   }
   const std::string& format = one(config, "log-format");
-  if (format != "text" && format != "json") throw ConfigError("log-format: '" + format + "' is neither text nor json");
+  if (format != "text" && format != "json")
+    throw ConfigError("log-format: '" + format + "' is neither text nor json");
   config.log_format = format == "json" ? base::LogFormat::kJson : base::LogFormat::kText;
 
   node.name = node_name(config);
@@ -247,7 +275,8 @@ Config read_config(int argc, char** argv) {
   node.use_epmd = on_or_off(config, "epmd");
   read_peers(config);
   const bool named_by_peer = node.name.find('@') == std::string::npos;
-  if (named_by_peer && node.peers.empty()) throw ConfigError("name: a node that a peer shall name needs a --peer");
+  if (named_by_peer && node.peers.empty())
+    throw ConfigError("name: a node that a peer shall name needs a --peer");
   if (!node.use_epmd && node.first_port == 0 && node.peers.empty()) {
     throw ConfigError("dist-port: without epmd a node needs a fixed port or a --peer");
   }
@@ -260,7 +289,8 @@ Config read_config(int argc, char** argv) {
     }
     node.epmd.port = value;
   }
-  if (const char* address = std::getenv("ERL_EPMD_ADDRESS"); address != nullptr && *address != '\0') {
+  if (const char* address = std::getenv("ERL_EPMD_ADDRESS");
+      address != nullptr && *address != '\0') {
     node.epmd.host = std::string(address).substr(0, std::string(address).find(','));
   }
   node.max_message = number(config, "max-message", 1, 1024) << 20;
@@ -275,10 +305,14 @@ Config read_config(int argc, char** argv) {
   config.runtime.invoker.allow = bridge::AllowList(config.values.at("allow").values);
   config.runtime.invoker.eval = on_or_off(config, "eval");
   const std::string& binary = one(config, "binary");
-  if (binary == "auto") config.runtime.invoker.binary = term::BinaryPolicy::kAuto;
-  else if (binary == "str") config.runtime.invoker.binary = term::BinaryPolicy::kStr;
-  else if (binary == "bytes") config.runtime.invoker.binary = term::BinaryPolicy::kBytes;
-  else throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
+  if (binary == "auto")
+    config.runtime.invoker.binary = term::BinaryPolicy::kAuto;
+  else if (binary == "str")
+    config.runtime.invoker.binary = term::BinaryPolicy::kStr;
+  else if (binary == "bytes")
+    config.runtime.invoker.binary = term::BinaryPolicy::kBytes;
+  else
+    throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
   config.none_atom = one(config, "none");
   config.drain = std::chrono::seconds(number(config, "drain-timeout", 0, 86'400));
   if (const char* eof = std::getenv("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {

@@ -1,6 +1,8 @@
-// The settings of the program: one table makes the flags, the environment variables and --print-config.
+// The settings of the program: one table makes the flags, the environment variables and
+// --print-config.
 //
-// A flag wins over its environment variable (SIDEWINDER_ and the flag's name in capitals), that over the default.
+// A flag wins over its environment variable (SIDEWINDER_ and the flag's name in capitals), that
+// over the default.
 #pragma once
 
 #include <chrono>
@@ -54,8 +56,8 @@ struct Exit {
   int code;
 };
 
-// Reads command line and environment. Throws ConfigError; Exit after --help or --version, or a command line that
-// cannot be read (all of which have been printed).
+// Reads command line and environment. Throws ConfigError; Exit after --help or --version, or a
+// command line that cannot be read (all of which have been printed).
 Config read_config(int argc, char** argv);
 
 // The settings in force, a line each, with where they came from. The cookie is not among them.

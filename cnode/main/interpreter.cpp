@@ -26,15 +26,19 @@ std::string package_directory() {
                                        program.parent_path() / "../lib/sidewinder/python",
                                        program.parent_path() / "../share/sidewinder/python"};
   for (const auto& place : places) {
-    if (fs::exists(place / "erlang" / "__init__.py", ignored)) return fs::weakly_canonical(place, ignored).string();
+    if (fs::exists(place / "erlang" / "__init__.py", ignored))
+      return fs::weakly_canonical(place, ignored).string();
   }
-  throw ConfigError("path: the erlang package is not where the program looks for it, beside " + program.string());
+  throw ConfigError("path: the erlang package is not where the program looks for it, beside " +
+                    program.string());
 }
 
 void check_venv(const std::string& venv) {
   std::ifstream file(fs::path(venv) / "pyvenv.cfg");
-  if (!file) throw ConfigError("venv: '" + venv + "' is no virtual environment (it has no pyvenv.cfg)");
-  const std::string wanted = std::to_string(PY_MAJOR_VERSION) + "." + std::to_string(PY_MINOR_VERSION);
+  if (!file)
+    throw ConfigError("venv: '" + venv + "' is no virtual environment (it has no pyvenv.cfg)");
+  const std::string wanted =
+      std::to_string(PY_MAJOR_VERSION) + "." + std::to_string(PY_MINOR_VERSION);
   for (std::string line; std::getline(file, line);) {
     const std::size_t equals = line.find('=');
     if (equals == std::string::npos) continue;
@@ -42,13 +46,15 @@ void check_venv(const std::string& venv) {
     if (key != "version" && key != "version_info") continue;
     const std::string version = line.substr(line.find_first_not_of(" \t", equals + 1));
     if (version.rfind(wanted + ".", 0) == 0 || version == wanted) return;
-    throw ConfigError("venv: '" + venv + "' was made for Python " + version + ", this program runs Python " + wanted);
+    throw ConfigError("venv: '" + venv + "' was made for Python " + version +
+                      ", this program runs Python " + wanted);
   }
 }
 
 void must(PyStatus status) {
   if (PyStatus_Exception(status) != 0) {
-    throw ConfigError(std::string("python: ") + (status.err_msg != nullptr ? status.err_msg : "cannot start"));
+    throw ConfigError(std::string("python: ") +
+                      (status.err_msg != nullptr ? status.err_msg : "cannot start"));
   }
 }
 
@@ -61,7 +67,8 @@ void set_path(PyConfig& config, wchar_t** field, const fs::path& path) {
 void start_interpreter(const Config& config) {
   const std::string package = package_directory();
   if (!config.venv.empty()) check_venv(config.venv);
-  if (PyImport_AppendInittab("erlang._native", PyInit__native) < 0) throw ConfigError("python: no memory");
+  if (PyImport_AppendInittab("erlang._native", PyInit__native) < 0)
+    throw ConfigError("python: no memory");
 
   PyConfig python;
   PyConfig_InitPythonConfig(&python);
@@ -71,7 +78,8 @@ void start_interpreter(const Config& config) {
   try {
     if (!config.venv.empty()) {
       // The environment's own interpreter as ours: site then finds its packages and its .pth files.
-      set_path(python, &python.program_name, fs::absolute(fs::path(config.venv) / "bin" / "python3"));
+      set_path(python, &python.program_name,
+               fs::absolute(fs::path(config.venv) / "bin" / "python3"));
     }
     must(Py_InitializeFromConfig(&python));
     PyConfig_Clear(&python);

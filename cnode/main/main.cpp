@@ -4,8 +4,8 @@
 //   reactor       asio::io_context: everything in dist and the router; signals; never takes the GIL
 //   loop thread   asyncio        worker threads 1..N   synchronous Python
 //
-// Exit codes: 0 told to stop and stopped in order; 1 a setting is wrong or cannot be had; 2 the command line cannot be
-// read; 3 another node has our name; 4 stopped at once by a second signal.
+// Exit codes: 0 told to stop and stopped in order; 1 a setting is wrong or cannot be had; 2 the
+// command line cannot be read; 3 another node has our name; 4 stopped at once by a second signal.
 #include "cnode/py/python.hpp"
 
 #include <signal.h>
@@ -14,8 +14,8 @@
 
 #include <array>
 #include <asio/io_context.hpp>
-#include <asio/post.hpp>
 #include <asio/posix/stream_descriptor.hpp>
+#include <asio/post.hpp>
 #include <asio/signal_set.hpp>
 #include <cstdio>
 #include <future>
@@ -42,8 +42,8 @@ void pass_on(int signal) {
   if (g_child > 0) kill(static_cast<pid_t>(g_child), signal);
 }
 
-// As the first process of a container nobody else reaps orphans and signals have no default action: a parent that does
-// both stays in front of the node.
+// As the first process of a container nobody else reaps orphans and signals have no default action:
+// a parent that does both stays in front of the node.
 void become_init_if_first() {
   if (getpid() != 1) return;
   sigset_t all, before;
@@ -57,7 +57,8 @@ void become_init_if_first() {
   g_child = child;
   struct sigaction action {};
   action.sa_handler = pass_on;
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2}) sigaction(signal, &action, nullptr);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2})
+    sigaction(signal, &action, nullptr);
   sigprocmask(SIG_SETMASK, &before, nullptr);
   for (;;) {
     int status = 0;
@@ -68,12 +69,14 @@ void become_init_if_first() {
 }
 
 // Ends the node when its standard input does: whoever started it through a pipe is gone.
-void watch_stdin(asio::posix::stream_descriptor& input, std::array<char, 256>& buffer, std::function<void()> ended) {
-  input.async_read_some(asio::buffer(buffer), [&input, &buffer, ended](asio::error_code error, std::size_t) {
-    if (error == asio::error::operation_aborted) return;
-    if (error) return ended();
-    watch_stdin(input, buffer, ended);
-  });
+void watch_stdin(asio::posix::stream_descriptor& input, std::array<char, 256>& buffer,
+                 std::function<void()> ended) {
+  input.async_read_some(asio::buffer(buffer),
+                        [&input, &buffer, ended](asio::error_code error, std::size_t) {
+                          if (error == asio::error::operation_aborted) return;
+                          if (error) return ended();
+                          watch_stdin(input, buffer, ended);
+                        });
 }
 
 int run(const Config& config) {
