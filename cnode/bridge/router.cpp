@@ -129,7 +129,11 @@ void Router::on_request(dist::Link& link, dist::Incoming message) {
   auto call = std::make_shared<Call>();
   call->kind = Call::Kind::kRequest;
   call->link = link.shared_from_this();
-  call->outbox = answers_.outbox(link.id());
+  // A call may have been passed on by another node than the caller's own: the answer goes to the caller's.
+  if (const std::string home = parsed->from.node.utf8(); home != link.peer().name) {
+    if (auto direct = node_->link_to(home)) call->link = std::move(direct);
+  }
+  call->outbox = answers_.outbox(call->link->id());
   call->payload = std::move(payload);
   call->from = parsed->from;
   call->tag = parsed->tag;
@@ -447,7 +451,7 @@ void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
     std::erase_if(by_process_, [&](const auto& entry) {
       return node_->processes().find(entry.first) == nullptr;
     });
-    processes_sweep_at_ = std::max<std::size_t>(4096, 2 * by_process_.size());
+    processes_sweep_at_ = std::max<std::size_t>(256, 2 * by_process_.size());
   }
   if (call->kind == Call::Kind::kErpcCast) {
     // Nobody hears of its end, so its process may end at once.

@@ -79,7 +79,7 @@ class Router final : public dist::NodeDelegate {
   std::unordered_map<dist::RefKey, CallPtr, dist::KeyHash> in_flight_;
   std::size_t sweep_at_ = 512;
   std::unordered_map<dist::ProcessId, CallPtr> by_process_;
-  std::size_t processes_sweep_at_ = 4096;
+  std::size_t processes_sweep_at_ = 256;
 };
 
 }  // namespace bridge

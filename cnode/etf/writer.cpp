@@ -42,21 +42,21 @@ Writer& Writer::version() {
 
 Writer& Writer::tuple(std::uint32_t arity) {
   encode(out_, kScalar, [&](char* at, int* index) {
-    return ei_encode_tuple_header(at, index, static_cast<long>(arity));
+    return ei_encode_tuple_header(at, index, static_cast<int>(arity));
   });
   return *this;
 }
 
 Writer& Writer::map(std::uint32_t pairs) {
   encode(out_, kScalar, [&](char* at, int* index) {
-    return ei_encode_map_header(at, index, static_cast<long>(pairs));
+    return ei_encode_map_header(at, index, static_cast<int>(pairs));
   });
   return *this;
 }
 
 Writer& Writer::list(std::uint32_t count) {
   encode(out_, kScalar, [&](char* at, int* index) {
-    return ei_encode_list_header(at, index, static_cast<long>(count));
+    return ei_encode_list_header(at, index, static_cast<int>(count));
   });
   return *this;
 }
