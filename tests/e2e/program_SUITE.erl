@@ -36,8 +36,10 @@ groups() ->
      {limits, [],
       [an_allow_list_refuses_everything_else,
        an_allow_list_cannot_be_walked_around,
+       an_allow_list_does_not_reach_through_imported_modules,
        without_an_allow_list_the_program_warns_once,
-       eval_can_be_switched_off]},
+       eval_can_be_switched_off,
+       with_eval_off_the_builtins_cannot_be_called_either]},
      {logs, [],
       [every_line_of_a_json_log_is_valid_json,
        the_log_level_is_obeyed,
@@ -146,7 +148,7 @@ a_command_line_that_cannot_be_read_exits_with_2(Config) ->
         {Status, _, Errors} = program(Config, good(Config) ++ Arguments),
         ?assertEqual({Arguments, 2}, {Arguments, Status}),
         ?assert(matches(Errors, "--no-such-flag|stray|--workers"), Errors)
-    end || Arguments <- [["--no-such-flag"], ["--workers"]]].
+    end || Arguments <- [["--no-such-flag"], ["stray"], ["--workers"]]].
 
 each_wrong_setting_is_one_line_that_names_it_and_exit_code_1(Config) ->
     Good = good(Config),
@@ -181,6 +183,7 @@ each_wrong_setting_is_one_line_that_names_it_and_exit_code_1(Config) ->
                                       {"queue", ["0", "x"]},
                                       {"grace-ms", ["0", "x"]},
                                       {"drain-timeout", ["-1", "x"]},
+                                      {"log-level", ["loud"]},
                                       {"log-format", ["xml"]}],
                 Value <- Values],
     Told = [{Setting, Arguments, Result}

@@ -20,7 +20,7 @@
 -export([eventually/1, eventually/2, within/2, elapsed/1, tell_test/1, flush/0]).
 
 -define(COOKIE, "sidewinder_e2e").
--define(PATIENCE, 15000).     % ms; met only by a failure
+-define(PATIENCE, 30000).     % ms; met only by a failure
 -define(TRIES, 20).
 
 -type context() :: #{directory := string(), epmd := program(), epmd_port := string(),
@@ -315,6 +315,7 @@ start_beam(Context = #{directory := Directory, cookie := Cookie}, Options) ->
                  "-connect_all", "false" | maps:get(args, Options, [])],
     {ok, Peer, Node} = peer:start(Distributed#{
         connection => standard_io,
+        wait_boot => 60000,
         args => Arguments,
         env => beam_environment(Context) ++ maps:get(env, Options, [])
     }),
