@@ -1,0 +1,95 @@
+%% What the README shows is what happens: its shell lines, its Python example and the tour of `make run`.
+-module(docs_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1]).
+-compile([export_all, nowarn_export_all]).
+
+suite() -> [{timetrap, {seconds, 120}}].
+
+all() ->
+    [the_bare_shell_lines_of_the_readme_print_what_it_says,
+     the_application_lines_of_the_readme_print_what_it_says,
+     the_python_example_of_the_readme_is_a_server_that_answers,
+     the_tour_ends_well_without_a_terminal].
+
+init_per_suite(Config) -> sw_e2e:setup(Config).
+
+end_per_suite(Config) -> sw_e2e:teardown(Config).
+
+the_bare_shell_lines_of_the_readme_print_what_it_says(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = sw_e2e:start_node(Context, #{name => "py@127.0.0.1"}),
+    Beam = sw_e2e:start_beam(Context),
+    [Bare, _Application] = blocks("erlang"),
+    Steps = steps(Bare),
+    ?assert(length(Steps) >= 4),
+    check(Steps, sw_e2e:on(Beam, fun() -> evaluate(Steps) end, 60000)),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
+
+the_application_lines_of_the_readme_print_what_it_says(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    Beam = sw_e2e:start_beam(Context, #{name => none,
+                                        args => ["-pa", filename:dirname(code:which(py))],
+                                        env => [{"XDG_RUNTIME_DIR", Directory},
+                                                {"SIDEWINDER_BIN", sw_e2e:sidewinder()}]}),
+    [_Bare, Application] = blocks("erlang"),
+    Steps = steps(Application),
+    ?assert(length(Steps) >= 2),
+    check(Steps, sw_e2e:on(Beam, fun() -> evaluate(Steps) end, 60000)),
+    ok = sw_e2e:stop_beam(Beam).
+
+the_python_example_of_the_readme_is_a_server_that_answers(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    [Example] = blocks("python"),
+    ok = file:write_file(filename:join(Directory, "readme_example.py"), Example),
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
+    Beam = sw_e2e:start_beam(Context),
+    Answers = sw_e2e:on(Beam, fun() ->
+        Pid = erpc:call(Name, readme_example, start, []),
+        [is_pid(Pid), gen_server:call({counter, Name}, 1), gen_server:call({counter, Name}, 41)]
+    end),
+    ?assertEqual([true, 1, 42], Answers),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
+
+the_tour_ends_well_without_a_terminal(Config) ->
+    Context = sw_e2e:context(Config),
+    Tour = filename:join(sw_e2e:root(), "tests/tour/run"),
+    {Code, Output, Errors} = sw_e2e:run("/usr/bin/env", ["bash", Tour],
+                                        sw_e2e:environment(Context)),
+    ?assertEqual({0, nomatch}, {Code, string:find(Output, "expected")}, {Output, Errors}).
+
+%% --- reading the README ---------------------------------------------------------------------------
+
+blocks(Language) ->
+    {ok, Text} = file:read_file(filename:join(sw_e2e:root(), "README.md")),
+    {match, Found} = re:run(Text, "```" ++ Language ++ "\n(.*?)```",
+                            [global, dotall, {capture, [1], binary}]),
+    [Block || [Block] <- Found].
+
+%% [{Expression, Printed}] of a block of shell lines.
+steps(Block) ->
+    [begin
+         [Expression, Printed] = binary:split(Step, <<".\n">>),
+         {binary_to_list(<<Expression/binary, ".">>), squeeze(Printed)}
+     end || Step <- tl(re:split(Block, "^[0-9]+> ", [multiline]))].
+
+check(Steps, Printed) ->
+    lists:foreach(fun({{Expression, Expected}, Got}) ->
+                      ?assertEqual({Expression, Expected}, {Expression, squeeze(Got)})
+                  end, lists:zip(Steps, Printed)).
+
+squeeze(Text) -> re:replace(Text, "\\s+", "", [global, {return, binary}]).
+
+%% What each line comes to, as the shell prints it. Runs in the BEAM.
+evaluate(Steps) ->
+    {Printed, _} = lists:mapfoldl(fun({Expression, _}, Bindings) ->
+        {ok, Tokens, _} = erl_scan:string(Expression),
+        {ok, Forms} = erl_parse:parse_exprs(Tokens),
+        {value, Value, Bound} = erl_eval:exprs(Forms, Bindings),
+        {unicode:characters_to_binary(io_lib:format("~tp", [Value])), Bound}
+    end, [], Steps),
+    Printed.
