@@ -17,6 +17,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// The built-in module's name until it is put into its package: the import system finds no built-in submodules.
+constexpr const char* kBuiltIn = "_sidewinder_native";
+
 // Where the `erlang` package lies, seen from the program: a build tree or an installation.
 std::string package_directory() {
   std::error_code ignored;
@@ -67,7 +70,7 @@ void set_path(PyConfig& config, wchar_t** field, const fs::path& path) {
 void start_interpreter(const Config& config) {
   const std::string package = package_directory();
   if (!config.venv.empty()) check_venv(config.venv);
-  if (PyImport_AppendInittab("erlang._native", PyInit__native) < 0)
+  if (PyImport_AppendInittab(kBuiltIn, PyInit__native) < 0)
     throw ConfigError("python: no memory");
 
   PyConfig python;
@@ -98,8 +101,11 @@ void start_interpreter(const Config& config) {
       py::Ref text = py::check(PyUnicode_DecodeFSDefault(front[i].c_str()));
       py::check_status(PyList_Insert(path, static_cast<Py_ssize_t>(i), text.get()));
     }
+    py::Ref native = py::import(kBuiltIn);
+    py::Ref name = py::check(PyUnicode_FromString("erlang._native"));
+    py::check_status(PyObject_SetAttrString(native.get(), "__name__", name.get()));
+    py::check_status(PyDict_SetItem(PyImport_GetModuleDict(), name.get(), native.get()));
     py::import("erlang");
-    py::Ref native = py::import("erlang._native");
     if (config.none_atom != "none") {
       py::check(PyObject_CallMethod(native.get(), "set_none_atom", "s", config.none_atom.c_str()));
     }
