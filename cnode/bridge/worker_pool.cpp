@@ -51,7 +51,6 @@ void WorkerPool::stop() {
     const std::lock_guard lock(mutex_);
     if (stopping_) return;
     stopping_ = true;
-    interrupt_wake_.notify_all();
     for (auto& worker : workers_) {
       worker.awake = true;
       worker.wake.notify_all();
@@ -75,6 +74,12 @@ void WorkerPool::stop() {
     } else {
       worker.thread.detach();  // wedged in C; the process is about to end
     }
+  }
+  // Last: what still runs may be cancelled to the end.
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    interrupt_wake_.notify_all();
   }
   if (interrupter_.joinable()) interrupter_.join();
 }
@@ -100,7 +105,7 @@ bool WorkerPool::push(CallPtr call) {
     queue_bytes_ += bytes;
     queue_.push_back(std::move(call));
     woken = worker_for_new_call();
-    watch = woken == nullptr || queue_.size() > 1;
+    watch = needs_watching(woken);
   }
   after_push(woken, watch);
   return true;
@@ -124,7 +129,7 @@ std::size_t WorkerPool::push_all(std::vector<CallPtr>& calls) {
     }
     if (taken == 0) return 0;
     woken = worker_for_new_call();
-    watch = woken == nullptr || queue_.size() > 1;
+    watch = needs_watching(woken);
   }
   after_push(woken, watch);
   return taken;
@@ -155,10 +160,15 @@ WorkerPool::Worker* WorkerPool::worker_for_new_call() {
   return wake_one();
 }
 
+// Not when the only worker awake is on its way to a lone call. One that is at work may take this call as well, and
+// leave the answer before it unflushed for as long.
+bool WorkerPool::needs_watching(const Worker* woken) const {
+  return woken == nullptr || queue_.size() > 1 || active_ > 1;
+}
+
 // Outside the lock, which the woken worker wants at once.
 void WorkerPool::after_push(Worker* woken, bool watch) {
   if (woken != nullptr) woken->wake.notify_one();
-  // A worker of its own is on the way to a lone call: nothing to watch.
   if (watch) arm_sentinel();
 }
 
@@ -355,8 +365,8 @@ void WorkerPool::interrupter() {
     std::vector<CallPtr> taken;
     {
       std::unique_lock lock(mutex_);
-      interrupt_wake_.wait(lock, [&] { return stopping_ || !interrupts_.empty(); });
-      if (stopping_) return;
+      interrupt_wake_.wait(lock, [&] { return stopped_ || !interrupts_.empty(); });
+      if (stopped_) return;
       taken.swap(interrupts_);
     }
     const py::GilGuard gil;

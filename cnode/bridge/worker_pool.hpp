@@ -103,6 +103,7 @@ class WorkerPool {
   bool has_room(std::size_t bytes) const;  // lock held
   Worker* wake_one();             // lock held; the caller notifies it once the lock is released
   Worker* worker_for_new_call();  // likewise
+  bool needs_watching(const Worker* woken) const;  // lock held
   void after_push(Worker* woken, bool watch);
   void arm_sentinel();
   void sentinel();
@@ -119,7 +120,8 @@ class WorkerPool {
   std::list<Worker> workers_;
   std::vector<Worker*> idle_;
   std::size_t active_ = 0;
-  bool stopping_ = false;
+  bool stopping_ = false;  // no new calls
+  bool stopped_ = false;   // no interrupting either
   Clock::time_point last_taken_{};
   std::vector<CallPtr> interrupts_;
   std::condition_variable interrupt_wake_;
