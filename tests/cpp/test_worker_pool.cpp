@@ -1,0 +1,632 @@
+#include "tests/cpp/interpreter.hpp"
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cnode/bridge/worker_pool.hpp"
+#include "tests/cpp/catch.hpp"
+#include "tests/cpp/node_support.hpp"
+
+using namespace node_support;
+using bridge::Call;
+using bridge::CallPtr;
+using bridge::WorkerPool;
+using interpreter::Gate;
+
+namespace {
+
+constexpr const char* kLongLoop =
+    "import time\n"
+    "end = time.monotonic() + 20\n"
+    "while time.monotonic() < end: pass\n";
+
+WorkerPool::Options options_of(std::size_t workers) {
+  WorkerPool::Options options;
+  options.workers = workers;
+  return options;
+}
+
+// A pool on a reactor of its own. What a call does is a function of the test's, which runs under
+// the GIL.
+class Pool {
+ public:
+  explicit Pool(WorkerPool::Options options) {
+    interpreter::start();
+    spdlog::set_level(spdlog::level::off);
+    WorkerPool::Hooks hooks;
+    hooks.run = [this](const CallPtr& call) { job(call->id)(); };
+    hooks.flush = [this] {
+      unflushed = false;
+      ++flushes;
+    };
+    hooks.has_unflushed = [this] { return unflushed.load(); };
+    hooks.look_for_async = [this] { ++looks; };
+    hooks.interruption = [] { return PyExc_TimeoutError; };
+    pool = std::make_unique<WorkerPool>(reactor.context(), options, std::move(hooks));
+    pool->start();
+  }
+  ~Pool() {
+    pool->stop();
+    reactor.stop();
+  }
+
+  CallPtr call(std::function<void()> what, etf::Bytes request = {}) {
+    auto made = std::make_shared<Call>();
+    made->request = request;
+    const std::lock_guard lock(mutex_);
+    made->id = jobs_.size();
+    jobs_.push_back(std::move(what));
+    return made;
+  }
+  bool push(const CallPtr& one) {
+    bool taken = false;
+    reactor.run([&] { taken = pool->push(one); });
+    return taken;
+  }
+  bool push(std::function<void()> what) { return push(call(std::move(what))); }
+  std::size_t push_all(std::vector<CallPtr> calls) {
+    std::size_t taken = 0;
+    reactor.run([&] { taken = pool->push_all(calls); });
+    return taken;
+  }
+  void cancel(const CallPtr& one) {
+    reactor.run([&] { pool->cancel(one); });
+  }
+  // Occupies a worker until `gate` opens; returns once it does.
+  CallPtr occupy(Gate& gate) {
+    auto started = std::make_shared<Gate>();
+    auto made = call([&gate, started] {
+      started->open();
+      gate.wait_without_gil();
+    });
+    REQUIRE(push(made));
+    REQUIRE(started->wait());
+    return made;
+  }
+
+  Reactor reactor;
+  std::atomic<bool> unflushed{false};
+  std::atomic<int> flushes{0};
+  std::atomic<int> looks{0};
+  std::unique_ptr<WorkerPool> pool;
+
+ private:
+  std::function<void()> job(std::uint64_t id) {
+    const std::lock_guard lock(mutex_);
+    return jobs_.at(id);
+  }
+  std::mutex mutex_;
+  std::deque<std::function<void()>> jobs_;
+};
+
+}  // namespace
+
+// --- running
+// -----------------------------------------------------------------------------------------------------
+
+TEST_CASE("a call runs once, under the GIL, and the answers are flushed afterwards",
+          "[worker_pool]") {
+  Pool over(options_of(2));
+  std::atomic<int> runs{0};
+  std::atomic<bool> held{false};
+  REQUIRE(over.push([&] {
+    ++runs;
+    held = PyGILState_Check() == 1;
+    over.unflushed = true;
+  }));
+  CHECK(eventually([&] { return runs == 1 && !over.unflushed; }));
+  CHECK(held);
+  CHECK(over.pool->completed() == 1);
+  CHECK(eventually([&] { return over.pool->busy() == 0; }));
+}
+
+TEST_CASE("a slow call does not hold up a quick one while a worker is free", "[worker_pool]") {
+  Pool over(options_of(2));
+  Gate end;
+  Gate quick;
+  SECTION("pushed later") {
+    over.occupy(end);
+    CHECK(over.push([&] { quick.open(); }));
+  }
+  SECTION("pushed together, behind it") {
+    CHECK(over.push_all(
+              {over.call([&] { end.wait_without_gil(); }), over.call([&] { quick.open(); })}) == 2);
+  }
+  SECTION("behind a burst of quick ones with the slow one in the middle") {
+    std::vector<CallPtr> calls;
+    for (int i = 0; i < 20; ++i) calls.push_back(over.call([] {}));
+    calls.push_back(over.call([&] { end.wait_without_gil(); }));
+    for (int i = 0; i < 20; ++i) calls.push_back(over.call([] {}));
+    calls.push_back(over.call([&] { quick.open(); }));
+    CHECK(over.push_all(calls) == 42);
+  }
+  CHECK(quick.wait());
+  end.open();
+}
+
+TEST_CASE("as many slow calls run at once as there are workers, and the next when one ends",
+          "[worker_pool]") {
+  Pool over(options_of(3));
+  Gate all_started;
+  Gate end;
+  std::atomic<int> started{0};
+  std::vector<CallPtr> calls;
+  for (int i = 0; i < 4; ++i) {
+    calls.push_back(over.call([&] {
+      if (++started == 3) all_started.open();
+      end.wait_without_gil();
+    }));
+  }
+  REQUIRE(over.push_all(calls) == 4);
+  CHECK(all_started.wait());
+  CHECK(over.pool->busy() == 3);
+  CHECK(over.pool->waiting() == 1);
+  end.open();
+  CHECK(eventually([&] { return started == 4 && over.pool->busy() == 0; }));
+}
+
+TEST_CASE("an answer is flushed though the worker is already in its next call, holding the GIL",
+          "[worker_pool]") {
+  Pool over(options_of(2));
+  Gate first_runs;
+  std::atomic<bool> pushed{false};
+  std::atomic<bool> flushed_meanwhile{false};
+  const auto spin = [](auto condition) {  // keeps the GIL
+    const auto end = std::chrono::steady_clock::now() + 5s;
+    while (!condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  };
+  REQUIRE(eventually([&] { return over.flushes == 2; }));  // both workers are about to wait for calls
+  ::usleep(20'000);
+  REQUIRE(over.push([&] {
+    first_runs.open();
+    spin([&] { return pushed.load(); });
+    over.unflushed = true;
+  }));
+  REQUIRE(first_runs.wait());
+  ::usleep(5'000);  // long enough in one call for another worker to be called
+  REQUIRE(over.push([&] {
+    spin([&] { return !over.unflushed; });
+    flushed_meanwhile = !over.unflushed;
+  }));
+  pushed = true;
+  CHECK(eventually([&] { return over.pool->completed() == 2 && over.pool->busy() == 0; }));
+  CHECK(flushed_meanwhile);
+}
+
+TEST_CASE("when every worker is busy and calls wait, the loop thread is asked to look",
+          "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate end;
+  over.occupy(end);
+  CHECK(over.looks == 0);
+  REQUIRE(over.push([] {}));
+  CHECK(eventually([&] { return over.looks > 0; }));
+  end.open();
+}
+
+TEST_CASE("an idle pool does nothing", "[worker_pool]") {
+  Pool over(options_of(2));
+  REQUIRE(over.push([] {}));
+  REQUIRE(eventually([&] { return over.pool->busy() == 0 && over.flushes > 0; }));
+  ::usleep(20'000);
+  const int flushes = over.flushes;
+  ::usleep(100'000);
+  CHECK(over.flushes == flushes);
+  CHECK(over.looks == 0);
+}
+
+// --- bounds
+// ------------------------------------------------------------------------------------------------------
+
+TEST_CASE("one call more than the queue holds is refused and counted", "[worker_pool]") {
+  auto options = options_of(1);
+  options.queue.items = 2;
+  Pool over(options);
+  Gate end;
+  over.occupy(end);
+  CHECK(over.push([] {}));
+  CHECK_FALSE(over.pool->full());
+  CHECK(over.push([] {}));
+  CHECK(over.pool->full());
+  CHECK_FALSE(over.push([] {}));
+  CHECK(over.pool->refused() == 1);
+  end.open();
+  CHECK(eventually([&] { return over.pool->completed() == 3; }));
+  CHECK(over.push([] {}));
+}
+
+TEST_CASE("of calls pushed together as many are taken as fit, from the front", "[worker_pool]") {
+  auto options = options_of(1);
+  options.queue.items = 2;
+  Pool over(options);
+  Gate end;
+  over.occupy(end);
+  std::mutex mutex;
+  std::vector<int> ran;
+  std::vector<CallPtr> calls;
+  for (int i = 0; i < 5; ++i) {
+    calls.push_back(over.call([&, i] {
+      const std::lock_guard lock(mutex);
+      ran.push_back(i);
+    }));
+  }
+  CHECK(over.push_all(calls) == 2);
+  CHECK(over.pool->refused() == 3);
+  end.open();
+  CHECK(eventually([&] { return over.pool->completed() == 3 && over.pool->busy() == 0; }));
+  const std::lock_guard lock(mutex);
+  CHECK(ran == std::vector<int>{0, 1});
+}
+
+TEST_CASE("bytes over the bound are refused, but for the first call in the queue",
+          "[worker_pool]") {
+  auto options = options_of(1);
+  options.queue.bytes = 100;
+  Pool over(options);
+  Gate end;
+  over.occupy(end);
+  const Bytes large(150);
+  const Bytes little(1);
+  CHECK(over.push(over.call([] {}, large)));
+  CHECK_FALSE(over.push(over.call([] {}, little)));
+  end.open();
+  CHECK(eventually([&] { return over.pool->completed() == 2; }));
+  CHECK(over.push(over.call([] {}, little)));
+}
+
+TEST_CASE("the node's own work goes ahead of the queue and beyond its bound", "[worker_pool]") {
+  auto options = options_of(1);
+  options.queue.items = 1;
+  Pool over(options);
+  Gate end;
+  over.occupy(end);
+  std::mutex mutex;
+  std::vector<std::string> ran;
+  const auto note = [&](const std::string& what) {
+    return [&, what] {
+      const std::lock_guard lock(mutex);
+      ran.push_back(what);
+    };
+  };
+  CHECK(over.push(note("call")));
+  over.pool->push_internal(over.call(note("own")));
+  end.open();
+  CHECK(eventually([&] { return over.pool->completed() == 3 && over.pool->busy() == 0; }));
+  const std::lock_guard lock(mutex);
+  CHECK(ran == std::vector<std::string>{"own", "call"});
+}
+
+TEST_CASE("the node's own work wakes an idle pool", "[worker_pool]") {
+  Pool over(options_of(1));
+  REQUIRE(eventually([&] { return over.flushes > 0; }));
+  Gate ran;
+  over.pool->push_internal(over.call([&] { ran.open(); }));
+  CHECK(ran.wait());
+}
+
+// --- the loop thread
+// ---------------------------------------------------------------------------------------------
+
+TEST_CASE("the loop thread takes what it likes, sees each call once, and leaves the rest in order",
+          "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate end;
+  over.occupy(end);
+  std::mutex mutex;
+  std::vector<std::uint64_t> ran;
+  std::vector<CallPtr> calls;
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    calls.push_back(over.call([&, i] {
+      const std::lock_guard lock(mutex);
+      ran.push_back(i);
+    }));
+  }
+  REQUIRE(over.push_all(calls) == 5);
+  std::vector<std::uint64_t> seen;
+  const auto wanted = [&](const CallPtr& call) {
+    seen.push_back(call->id);
+    return call == calls[1] || call == calls[3];
+  };
+  CHECK(over.pool->take_for_loop(wanted) == calls[1]);
+  CHECK(over.pool->take_for_loop(wanted) == calls[3]);
+  CHECK(over.pool->take_for_loop(wanted) == nullptr);
+  CHECK(over.pool->take_for_loop(wanted) == nullptr);
+  CHECK(seen == std::vector<std::uint64_t>{calls[0]->id, calls[1]->id, calls[2]->id, calls[3]->id,
+                                           calls[4]->id});
+  CHECK(over.pool->waiting() == 3);
+
+  const CallPtr later = over.call([] {});
+  REQUIRE(over.push(later));
+  over.pool->push_internal(over.call([] {}));  // not for the loop thread
+  CHECK(over.pool->take_for_loop([&](const CallPtr& call) { return call == later; }) == later);
+  end.open();
+  CHECK(eventually([&] { return over.pool->completed() == 8 && over.pool->busy() == 0; }));
+  const std::lock_guard lock(mutex);
+  CHECK(ran == std::vector<std::uint64_t>{0, 2, 4});
+}
+
+// --- interrupting
+// ------------------------------------------------------------------------------------------------
+
+TEST_CASE("a cancelled call that loops in Python gets an exception, and the next call none",
+          "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate started;
+  std::string first = "not run";
+  std::string second = "not run";
+  const CallPtr looping = over.call([&] {
+    started.open();
+    first = interpreter::run(kLongLoop);
+  });
+  REQUIRE(over.push(looping));
+  REQUIRE(started.wait());
+  over.cancel(looping);
+  REQUIRE(eventually([&] { return over.pool->busy() == 0; }, 10s));
+  Gate done;
+  REQUIRE(over.push([&] {
+    second = interpreter::run("for i in range(1000): pass\n");
+    done.open();
+  }));
+  REQUIRE(done.wait());
+  CHECK(first == "TimeoutError");
+  CHECK(second.empty());
+  CHECK(over.pool->replaced() == 0);
+}
+
+TEST_CASE("cancelling a call that waits interrupts nobody", "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate started;
+  Gate cancelled;
+  std::string outcome = "not run";
+  REQUIRE(over.push([&] {
+    started.open();
+    cancelled.wait_without_gil();
+    outcome = interpreter::run("for i in range(10000): pass\n");
+  }));
+  REQUIRE(started.wait());
+  const CallPtr waiting = over.call([] {});
+  REQUIRE(over.push(waiting));
+  over.cancel(waiting);
+  cancelled.open();
+  REQUIRE(eventually([&] { return over.pool->completed() == 2 && over.pool->busy() == 0; }));
+  CHECK(outcome.empty());
+}
+
+TEST_CASE("a call that has left the user's code is not interrupted any more", "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate left;
+  Gate cancelled;
+  std::string outcome = "not run";
+  const CallPtr call = over.call([&] {
+    WorkerPool::leave_user_code();
+    left.open();
+    cancelled.wait_without_gil();
+    outcome = interpreter::run("for i in range(100000): pass\n");
+  });
+  REQUIRE(over.push(call));
+  REQUIRE(left.wait());
+  CHECK(over.pool->busy() == 0);
+  over.cancel(call);
+  ::usleep(20'000);  // time for a mistaken interruption
+  cancelled.open();
+  REQUIRE(eventually([&] { return over.pool->completed() == 1 && outcome != "not run"; }));
+  CHECK(outcome.empty());
+}
+
+TEST_CASE("an exception that was set and not yet raised dies with its call", "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate started;
+  std::atomic<bool> cancelled{false};
+  std::string next = "not run";
+  const CallPtr native = over.call([&] {
+    started.open();
+    // Native code that gives the GIL up: the exception is set meanwhile, and no bytecode runs that
+    // could raise it.
+    const py::GilRelease released;
+    eventually([&] { return cancelled.load(); });
+    ::usleep(20'000);
+  });
+  Gate done;
+  REQUIRE(over.push(native));
+  REQUIRE(started.wait());
+  REQUIRE(over.push([&] {
+    next = interpreter::run("for i in range(1000): pass\n");
+    done.open();
+  }));
+  over.cancel(native);
+  cancelled = true;
+  REQUIRE(done.wait());
+  CHECK(next.empty());
+}
+
+TEST_CASE("cancelling calls as they end never hits the next one", "[worker_pool][threads]") {
+  Pool over(options_of(1));
+  std::atomic<int> struck{0};
+  std::atomic<int> ran{0};
+  constexpr int kRounds = 200;
+  for (int i = 0; i < kRounds; ++i) {
+    const CallPtr victim = over.call([] { interpreter::run("for i in range(300): pass\n"); });
+    const CallPtr innocent = over.call([&] {
+      struck += !interpreter::run("for i in range(300): pass\n").empty();
+      ++ran;
+    });
+    REQUIRE(over.push_all({victim, innocent}) == 2);
+    over.cancel(victim);
+  }
+  CHECK(eventually([&] { return ran == kRounds; }));
+  CHECK(struck == 0);
+}
+
+TEST_CASE("a worker wedged in native code is replaced after the grace period, not before",
+          "[worker_pool]") {
+  auto options = options_of(1);
+  options.grace = 150ms;
+  Pool over(options);
+  Gate end;
+  const CallPtr wedged = over.occupy(end);
+  Gate quick;
+  REQUIRE(over.push([&] { quick.open(); }));
+  const auto begin = std::chrono::steady_clock::now();
+  over.cancel(wedged);
+  CHECK(quick.wait());
+  CHECK(std::chrono::steady_clock::now() - begin >= 150ms);
+  CHECK(over.pool->replaced() == 1);
+  CHECK(over.pool->busy() == 0);
+  // The wedged thread comes back, ends, and takes no more calls; its replacement does.
+  end.open();
+  Gate again;
+  REQUIRE(over.push([&] { again.open(); }));
+  CHECK(again.wait());
+}
+
+TEST_CASE("a cancelled call that ends within the grace period costs no worker", "[worker_pool]") {
+  auto options = options_of(1);
+  options.grace = 300ms;
+  Pool over(options);
+  Gate end;
+  const CallPtr slow = over.occupy(end);
+  over.cancel(slow);
+  ::usleep(50'000);
+  end.open();
+  REQUIRE(eventually([&] { return over.pool->busy() == 0; }));
+  ::usleep(450'000);
+  CHECK(over.pool->replaced() == 0);
+}
+
+TEST_CASE("a worker in a long call that nobody cancelled is left alone", "[worker_pool]") {
+  auto options = options_of(2);
+  options.grace = 50ms;
+  Pool over(options);
+  Gate end_slow;
+  over.occupy(end_slow);
+  Gate end_cancelled;
+  over.cancel(over.occupy(end_cancelled));
+  CHECK(eventually([&] { return over.pool->replaced() == 1; }));
+  ::usleep(200'000);
+  CHECK(over.pool->replaced() == 1);
+  CHECK(over.pool->busy() == 1);
+  end_slow.open();
+  end_cancelled.open();
+}
+
+// --- stopping
+// ----------------------------------------------------------------------------------------------------
+
+TEST_CASE("stopping waits for what runs and for what was accepted, and takes nothing more",
+          "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate end;
+  over.occupy(end);
+  std::atomic<int> ran{0};
+  REQUIRE(over.push([&] { ++ran; }));
+  REQUIRE(over.push([&] { ++ran; }));
+  std::thread opener([&] {
+    eventually([&] { return over.pool->full(); });  // it is stopping
+    CHECK_FALSE(over.push([&] { ++ran; }));
+    end.open();
+  });
+  over.pool->stop();
+  opener.join();
+  CHECK(ran == 2);
+}
+
+TEST_CASE("stopping an idle pool ends its threads at once", "[worker_pool]") {
+  const auto begin = std::chrono::steady_clock::now();
+  { const Pool over(options_of(8)); }
+  CHECK(std::chrono::steady_clock::now() - begin < 4s);  // the grace period is 5 s
+}
+
+TEST_CASE("a call cancelled while the pool stops is interrupted all the same", "[worker_pool]") {
+  Pool over(options_of(1));
+  Gate started;
+  std::string outcome = "not run";
+  const CallPtr looping = over.call([&] {
+    started.open();
+    outcome = interpreter::run(kLongLoop);
+  });
+  REQUIRE(over.push(looping));
+  REQUIRE(started.wait());
+  std::thread canceller([&] {
+    eventually([&] { return over.pool->full(); });  // it is stopping
+    over.cancel(looping);
+  });
+  over.pool->stop();
+  canceller.join();
+  CHECK(outcome == "TimeoutError");
+}
+
+TEST_CASE("stopping gives a wedged worker the grace period and no more", "[worker_pool]") {
+  static Gate end;
+  static Gate ended;
+  auto options = options_of(1);
+  options.grace = 100ms;
+  // Its thread outlives the test, and so must the pool.
+  static Pool& over = *new Pool(options);
+  Gate started;
+  REQUIRE(over.push([&] {
+    started.open();
+    end.wait_without_gil();
+    ended.open();
+  }));
+  REQUIRE(started.wait());
+  const auto begin = std::chrono::steady_clock::now();
+  over.pool->stop();
+  CHECK(std::chrono::steady_clock::now() - begin < 10s);
+  end.open();
+  CHECK(ended.wait());
+}
+
+// --- many threads
+// ------------------------------------------------------------------------------------------------
+
+TEST_CASE("thousands of calls in bursts, some cancelled, run once each", "[worker_pool][threads]") {
+  constexpr int kCalls = 4000;
+  Pool over(options_of(4));
+  std::vector<std::atomic<int>> ran(kCalls);
+  std::atomic<int> done{0};
+  std::mt19937 random(5);
+  std::vector<CallPtr> calls;
+  for (int i = 0; i < kCalls; ++i) {
+    calls.push_back(over.call([&, i, slow = random() % 200 == 0] {
+      ++ran[static_cast<std::size_t>(i)];
+      if (slow) {
+        const py::GilRelease released;
+        ::usleep(2000);
+      }
+      WorkerPool::leave_user_code();
+      over.unflushed = true;
+      ++done;
+    }));
+  }
+  std::thread watcher([&] {
+    while (done < kCalls) {
+      over.pool->waiting();
+      over.pool->take_for_loop([](const CallPtr&) { return false; });
+      ::usleep(500);
+    }
+  });
+  for (std::size_t at = 0; at < calls.size();) {
+    const std::size_t size = std::min<std::size_t>(1 + random() % 50, calls.size() - at);
+    const std::vector<CallPtr> burst(calls.begin() + static_cast<std::ptrdiff_t>(at),
+                                     calls.begin() + static_cast<std::ptrdiff_t>(at + size));
+    REQUIRE(over.push_all(burst) == size);
+    over.cancel(burst[random() % size]);
+    at += size;
+  }
+  const bool finished = eventually([&] { return done == kCalls; });
+  done = kCalls;
+  watcher.join();
+  CHECK(finished);
+  bool once = true;
+  for (const auto& count : ran) once = once && count == 1;
+  CHECK(once);
+  CHECK(over.pool->completed() == kCalls);
+  CHECK(eventually([&] { return !over.unflushed; }));
+}
