@@ -11,6 +11,7 @@ namespace {
 
 constexpr const char* kLoopCapsule = "sidewinder.loop";
 constexpr const char* kCallCapsule = "sidewinder.call";
+constexpr double kFarewell = 1.0;  // seconds for tasks to clean up when the loop ends
 
 struct Pending {
   AsyncLoop* loop;
@@ -49,17 +50,21 @@ void AsyncLoop::push(Item item) {
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
-    if (state_ != State::kRunning && item.what != Item::What::kStop) {
-      if (item.coroutine != nullptr) {
-        Py_DECREF(item.coroutine);
-        --tasks_;
-      }
-      return;
+    if (state_ == State::kRunning || item.what == Item::What::kStop) {
+      first = inbox_.empty();
+      inbox_.push_back(std::exchange(item, {}));
     }
-    first = inbox_.empty();
-    inbox_.push_back(std::move(item));
   }
+  drop(item);  // outside the lock, as it may run Python
   if (first) wakeup_.knock();
+}
+
+void AsyncLoop::drop(Item& item) {
+  if (item.coroutine == nullptr) return;
+  const py::Ref coroutine = py::Ref::steal(std::exchange(item.coroutine, nullptr));
+  py::Ref closed = py::Ref::steal(PyObject_CallMethod(coroutine.get(), "close", nullptr));
+  if (!closed) PyErr_Clear();
+  --tasks_;
 }
 
 void AsyncLoop::start_task(const CallPtr& call, py::Ref coroutine) {
@@ -98,14 +103,7 @@ void AsyncLoop::run() {
     report(State::kRunning, {});
     py::Ref ended = py::Ref::steal(PyObject_CallMethod(loop_, "run_forever", nullptr));
     if (!ended) spdlog::error("the asyncio loop ended: {}", py::Error::fetch().describe().message);
-    // Whatever still runs is told to stop, and gets one chance to do so.
-    py::Ref tasks = py::check(PyObject_CallMethod(asyncio.get(), "all_tasks", "O", loop_));
-    py::Ref list = py::check(PySequence_List(tasks.get()));
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.get()); ++i) {
-      py::Ref ignored =
-          py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
-      if (!ignored) PyErr_Clear();
-    }
+    end_tasks(asyncio.get());
     py::check(PyObject_CallMethod(loop_, "stop", nullptr));
     py::check(PyObject_CallMethod(loop_, "run_forever", nullptr));
     py::check(PyObject_CallMethod(loop_, "remove_reader", "i", wakeup_.descriptor()));
@@ -127,8 +125,29 @@ void AsyncLoop::run() {
   flush_callback_.reset();
   capsule_.reset();
   loop_ = nullptr;
-  const std::lock_guard lock(mutex_);
-  if (state_ == State::kRunning) state_ = State::kStopped;
+  std::vector<Item> left;
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_ == State::kRunning) state_ = State::kStopped;
+    left.swap(inbox_);
+  }
+  for (auto& item : left) drop(item);
+}
+
+// Whatever still runs is told to stop, and gets a moment to do so.
+void AsyncLoop::end_tasks(PyObject* asyncio) {
+  py::Ref tasks = py::check(PyObject_CallMethod(asyncio, "all_tasks", "O", loop_));
+  py::Ref list = py::check(PySequence_List(tasks.get()));
+  if (PyList_GET_SIZE(list.get()) == 0) return;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.get()); ++i) {
+    py::Ref ignored = py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
+    if (!ignored) PyErr_Clear();
+  }
+  py::Ref wait = py::attribute(asyncio, "wait");
+  py::Ref arguments = py::check(PyTuple_Pack(1, list.get()));
+  py::Ref options = py::check(Py_BuildValue("{s:d}", "timeout", kFarewell));
+  py::Ref waiting = py::check(PyObject_Call(wait.get(), arguments.get(), options.get()));
+  py::check(PyObject_CallMethod(loop_, "run_until_complete", "O", waiting.get()));
 }
 
 PyObject* AsyncLoop::on_readable(PyObject* self, PyObject*) {
