@@ -1,11 +1,12 @@
-// What the tests of links and nodes share: descriptors that close themselves, messages to send, and the far end of
-// a link that reads frames as a BEAM would.
+// What the tests of links and nodes share: descriptors that close themselves, messages to send, and
+// the far end of a link that reads frames as a BEAM would.
 #pragma once
 
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdint>
@@ -114,7 +115,8 @@ inline Bytes framed(const Bytes& body) {
   return joined(std::move(bytes), body);
 }
 
-inline dist::Message message_of(const Bytes& control, const Bytes& payload = {}, std::uint64_t lane = 0) {
+inline dist::Message message_of(const Bytes& control, const Bytes& payload = {},
+                                std::uint64_t lane = 0) {
   dist::Message message(control.size() + payload.size());
   message.bytes.append(control);
   message.end_control();
@@ -126,8 +128,8 @@ inline dist::Message message_of(const Bytes& control, const Bytes& payload = {},
 // A control tuple {2, '', ''}: for tests to whom its insides do not matter.
 inline const Bytes kControl{104, 3, 97, 2, 119, 0, 119, 0};
 
-// A numbered message: {2, '', ''} and a binary that says who sent it, in which lane, as which, and is padded to
-// `size` with bytes that follow from the number.
+// A numbered message: {2, '', ''} and a binary that says who sent it, in which lane, as which, and
+// is padded to `size` with bytes that follow from the number.
 struct Numbered {
   std::uint32_t sender = 0;
   std::uint32_t lane = 0;
@@ -144,7 +146,8 @@ inline dist::Message numbered_message(const Numbered& what) {
   etf::write_u32(body.data(), what.sender);
   etf::write_u32(body.data() + 4, what.lane);
   etf::write_u32(body.data() + 8, what.number);
-  for (std::size_t i = kHead; i < body.size(); ++i) body[i] = static_cast<std::uint8_t>(what.number + i);
+  for (std::size_t i = kHead; i < body.size(); ++i)
+    body[i] = static_cast<std::uint8_t>(what.number + i);
   etf::Writer(message.bytes).binary(etf::Bytes(body));
   message.lane = what.lane;
   return message;
@@ -154,18 +157,23 @@ inline dist::Message numbered_message(const Numbered& what) {
 inline Numbered numbered(etf::Bytes control_and_message) {
   etf::Reader in(control_and_message);
   auto control = in.term();
-  if (!control || bytes_of(*control) != kControl) throw std::runtime_error("the control tuple is damaged");
+  if (!control || bytes_of(*control) != kControl)
+    throw std::runtime_error("the control tuple is damaged");
   auto body = in.binary();
-  if (!body || body->size() < 12 || !in.at_end()) throw std::runtime_error("the message is damaged");
+  if (!body || body->size() < 12 || !in.at_end())
+    throw std::runtime_error("the message is damaged");
   const std::uint8_t* at = body->data();
-  const Numbered what{etf::read_u32(at), etf::read_u32(at + 4), etf::read_u32(at + 8), body->size()};
+  const Numbered what{etf::read_u32(at), etf::read_u32(at + 4), etf::read_u32(at + 8),
+                      body->size()};
   for (std::size_t i = 12; i < body->size(); ++i) {
-    if (at[i] != static_cast<std::uint8_t>(what.number + i)) throw std::runtime_error("a message's bytes are damaged");
+    if (at[i] != static_cast<std::uint8_t>(what.number + i))
+      throw std::runtime_error("a message's bytes are damaged");
   }
   return what;
 }
 
-// Puts a stream of frames with distribution headers together again: one entry a message, in order of completion.
+// Puts a stream of frames with distribution headers together again: one entry a message, in order
+// of completion.
 class Stream {
  public:
   void append(etf::Bytes bytes) {

@@ -1,5 +1,6 @@
-// What the tests of nodes share: a reactor on a thread of its own, a node whose delegate writes down what it hears, and
-// a raw peer that shakes hands and then shows every signal as it stood on the wire.
+// What the tests of nodes share: a reactor on a thread of its own, a node whose delegate writes
+// down what it hears, and a raw peer that shakes hands and then shows every signal as it stood on
+// the wire.
 #pragma once
 
 #include <arpa/inet.h>
@@ -10,12 +11,15 @@
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -62,10 +66,10 @@ class Reactor {
 
 struct Event {
   std::string kind;
-  std::string peer;               // of the link, where there is one
+  std::string peer;  // of the link, where there is one
   dist::ProcessId process = 0;
-  Bytes from;                     // a pid, or nothing
-  Bytes bytes;                    // message, arguments or reason
+  Bytes from;   // a pid, or nothing
+  Bytes bytes;  // message, arguments or reason
   std::string detail;
 };
 
@@ -76,7 +80,8 @@ class Recorder : public dist::NodeDelegate {
     std::unique_lock lock(mutex_);
     std::deque<Event>::iterator found;
     const bool came = changed_.wait_for(lock, kDeadline, [&] {
-      found = std::find_if(events_.begin(), events_.end(), [&](const Event& event) { return event.kind == kind; });
+      found = std::find_if(events_.begin(), events_.end(),
+                           [&](const Event& event) { return event.kind == kind; });
       return found != events_.end();
     });
     if (!came) throw std::runtime_error("no event '" + kind + "' in time");
@@ -86,40 +91,64 @@ class Recorder : public dist::NodeDelegate {
   }
   std::size_t count(const std::string& kind) {
     const std::lock_guard lock(mutex_);
-    return static_cast<std::size_t>(
-        std::count_if(events_.begin(), events_.end(), [&](const Event& event) { return event.kind == kind; }));
+    return static_cast<std::size_t>(std::count_if(
+        events_.begin(), events_.end(), [&](const Event& event) { return event.kind == kind; }));
   }
 
   // Reactor thread; set before there are links.
   std::optional<std::string_view> refusal;
   std::function<void(dist::Process&)> exit_hook;
 
-  void on_link_up(const dist::LinkPtr& link) override { add({"up", link->peer().name, 0, {}, {}, {}}); }
+  void on_link_up(const dist::LinkPtr& link) override {
+    add({"up", link->peer().name, 0, {}, {}, {}});
+  }
   void on_link_down(dist::Link& link) override { add({"down", link.peer().name, 0, {}, {}, {}}); }
-  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from, dist::Incoming message) override {
-    add({"message", link.peer().name, to.id, from != nullptr ? bytes_of(from->raw) : Bytes{}, bytes_of(message.bytes),
-         to.name});
+  void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from,
+                  dist::Incoming message) override {
+    add({"message", link.peer().name, to.id, from != nullptr ? bytes_of(from->raw) : Bytes{},
+         bytes_of(message.bytes), to.name});
   }
   void on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) override {
-    add({"too large", link.peer().name, 0, from != nullptr ? bytes_of(from->raw) : Bytes{}, bytes_of(beginning), {}});
+    add({"too large",
+         link.peer().name,
+         0,
+         from != nullptr ? bytes_of(from->raw) : Bytes{},
+         bytes_of(beginning),
+         {}});
   }
   void on_alias_message(dist::Link& link, const etf::RefView& alias, etf::Bytes message) override {
     add({"alias", link.peer().name, 0, bytes_of(alias.raw), bytes_of(message), {}});
   }
-  std::optional<std::string_view> refuse_spawn(dist::Link&, const dist::SpawnRequest&) override { return refusal; }
+  std::optional<std::string_view> refuse_spawn(dist::Link&, const dist::SpawnRequest&) override {
+    return refusal;
+  }
   void on_spawn(dist::Link& link, const dist::SpawnRequest& request) override {
-    add({"spawn", link.peer().name, request.process, bytes_of(request.from.raw), bytes_of(request.arguments),
-         std::string(request.module) + ":" + std::string(request.function) + "/" + std::to_string(request.arity)});
+    add({"spawn", link.peer().name, request.process, bytes_of(request.from.raw),
+         bytes_of(request.arguments),
+         std::string(request.module) + ":" + std::string(request.function) + "/" +
+             std::to_string(request.arity)});
   }
   void on_demonitor(const dist::RefKey&, dist::Process* watched) override {
     add({"demonitor", {}, watched != nullptr ? watched->id : 0, {}, {}, {}});
   }
-  void on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason, dist::ExitKind kind) override {
-    add({kind == dist::ExitKind::kLink ? "exit" : "exit signal", {}, process.id, bytes_of(from), bytes_of(reason), {}});
+  void on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason,
+               dist::ExitKind kind) override {
+    add({kind == dist::ExitKind::kLink ? "exit" : "exit signal",
+         {},
+         process.id,
+         bytes_of(from),
+         bytes_of(reason),
+         {}});
     if (exit_hook) exit_hook(process);
   }
-  void on_down(dist::Process& owner, const dist::RefKey&, const dist::Monitor& monitor, etf::Bytes reason) override {
-    add({"DOWN", monitor.node, owner.id, bytes_of(dist::view(monitor.target)), bytes_of(reason), {}});
+  void on_down(dist::Process& owner, const dist::RefKey&, const dist::Monitor& monitor,
+               etf::Bytes reason) override {
+    add({"DOWN",
+         monitor.node,
+         owner.id,
+         bytes_of(dist::view(monitor.target)),
+         bytes_of(reason),
+         {}});
   }
 
  private:
@@ -238,7 +267,8 @@ class Listener {
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof address;
-    if (::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(socket_.get(), 8) != 0 ||
+    if (::bind(socket_.get(), reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        ::listen(socket_.get(), 8) != 0 ||
         ::getsockname(socket_.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0) {
       throw std::runtime_error("cannot listen");
     }
@@ -280,8 +310,10 @@ class Peer {
   static constexpr std::uint32_t kCreation = 77;
 
   // Connects and shakes hands; throws std::runtime_error with the reason when it fails.
-  explicit Peer(const TestNode& node, Options options = {}) : Peer(connect_to(node.port()), std::move(options)) {}
-  Peer(Descriptor connected, Options options, dist::Handshake::Role role = dist::Handshake::Role::kInitiator)
+  explicit Peer(const TestNode& node, Options options = {})
+      : Peer(connect_to(node.port()), std::move(options)) {}
+  Peer(Descriptor connected, Options options,
+       dist::Handshake::Role role = dist::Handshake::Role::kInitiator)
       : socket_(std::move(connected)), options_(std::move(options)) {
     shake_hands(role);
     pid_ = pid(1);
@@ -325,7 +357,8 @@ class Peer {
       auto parsed = dist::parse_frame(*frame, fragments());
       if (!parsed) throw std::runtime_error(parsed.error().message());
       auto bytes = std::make_unique<Bytes>(bytes_of(parsed->body));
-      if (parsed->kind == dist::Frame::Kind::kFirstFragment || parsed->kind == dist::Frame::Kind::kFragment) {
+      if (parsed->kind == dist::Frame::Kind::kFirstFragment ||
+          parsed->kind == dist::Frame::Kind::kFragment) {
         auto whole = parsed->kind == dist::Frame::Kind::kFirstFragment
                          ? assembler_.on_first(parsed->sequence, parsed->fragment, parsed->body)
                          : assembler_.on_next(parsed->sequence, parsed->fragment, parsed->body);
@@ -343,10 +376,12 @@ class Peer {
     return true;
   }
 
-  // A ping and its answer: everything the node did before is then on this side. Whatever else comes first is returned.
+  // A ping and its answer: everything the node did before is then on this side. Whatever else comes
+  // first is returned.
   std::vector<Signal> barrier() {
     const Bytes tag = ref(0xFFFF);
-    send(control([&](etf::Writer& out) { dist::append_reg_send(out, pid_, "net_kernel"); }), ping(tag));
+    send(control([&](etf::Writer& out) { dist::append_reg_send(out, pid_, "net_kernel"); }),
+         ping(tag));
     std::vector<Signal> others;
     for (;;) {
       Signal signal = receive();
@@ -367,7 +402,14 @@ class Peer {
   // {'$gen_call', {Pid, Tag}, {is_auth, Node}} and {Tag, yes}.
   Bytes ping(const Bytes& tag) const {
     return control([&](etf::Writer& out) {
-      out.tuple(3).atom("$gen_call").tuple(2).raw(pid_).raw(tag).tuple(2).atom("is_auth").atom(options_.name);
+      out.tuple(3)
+          .atom("$gen_call")
+          .tuple(2)
+          .raw(pid_)
+          .raw(tag)
+          .tuple(2)
+          .atom("is_auth")
+          .atom(options_.name);
     });
   }
   static Bytes pong(const Bytes& tag) {
@@ -388,7 +430,8 @@ class Peer {
     signal.control = *control;
     signal.control_bytes = Bytes(signal.bytes->begin() + static_cast<std::ptrdiff_t>(begin),
                                  signal.bytes->begin() + static_cast<std::ptrdiff_t>(in.offset()));
-    if (control->has_payload && !fragments() && !in.version()) throw std::runtime_error("no version byte");
+    if (control->has_payload && !fragments() && !in.version())
+      throw std::runtime_error("no version byte");
     signal.payload = bytes_of(in.rest());
     return signal;
   }

@@ -49,7 +49,8 @@ dist::PeerInfo peer_with(std::uint64_t flags) {
   return peer;
 }
 
-// A connection on an io_context that the test runs by itself, and the plain socket at its other end.
+// A connection on an io_context that the test runs by itself, and the plain socket at its other
+// end.
 struct LoopbackLink {
   explicit LoopbackLink(dist::LinkLimits limits = {}, etf::Bytes early = {}) {
     tcp::acceptor acceptor(reactor, tcp::endpoint(asio::ip::address_v4::loopback(), 0));
@@ -60,7 +61,8 @@ struct LoopbackLink {
     far = Descriptor(other.release());
     const int flags = ::fcntl(far.get(), F_GETFL);
     ::fcntl(far.get(), F_SETFL, flags & ~O_NONBLOCK);
-    link = std::make_shared<Connection<TcpTransport>>(1, peer_with(dist::kFragments), std::move(mine), handler, limits);
+    link = std::make_shared<Connection<TcpTransport>>(1, peer_with(dist::kFragments),
+                                                      std::move(mine), handler, limits);
     link->start(early);
     reactor.poll();
   }
@@ -112,7 +114,8 @@ dist::LinkLimits ticking(std::chrono::milliseconds ticktime) {
 
 }  // namespace
 
-// --- frames in ---------------------------------------------------------------------------------------------------
+// --- frames in
+// ---------------------------------------------------------------------------------------------------
 
 TEST_CASE("frames cut in two at any offset come out whole and in order", "[link]") {
   const std::vector<Bytes> bodies{pattern(1, 1), pattern(3, 2), pattern(40, 3), pattern(5, 4)};
@@ -167,17 +170,21 @@ TEST_CASE("a frame of exactly the limit is whole, one byte more only its beginni
   over.feed(framed(over_it));
   REQUIRE(over.handler.frames.size() == 2);
   CHECK(over.handler.frames[0] == Received{fits, kLimit});
-  CHECK(over.handler.frames[1] == Received{Bytes(over_it.begin(), over_it.begin() + kKept), kLimit + 1});
+  CHECK(over.handler.frames[1] ==
+        Received{Bytes(over_it.begin(), over_it.begin() + kKept), kLimit + 1});
 }
 
-TEST_CASE("a frame over the limit is skipped wherever it is cut, and the next one is whole", "[link]") {
+TEST_CASE("a frame over the limit is skipped wherever it is cut, and the next one is whole",
+          "[link]") {
   const Bytes huge = pattern(300'000, 3);
   const Bytes stream = joined(framed(huge), framed(pattern(7, 1)));
-  const std::vector<Received> expected{{Bytes(huge.begin(), huge.begin() + kKept), huge.size()}, {pattern(7, 1), 7}};
+  const std::vector<Received> expected{{Bytes(huge.begin(), huge.begin() + kKept), huge.size()},
+                                       {pattern(7, 1), 7}};
   LoopbackLink over(limited());
-  for (const std::size_t cut : {std::size_t{2}, std::size_t{4}, std::size_t{5}, 4 + kKept - 1, 4 + kKept, 4 + kKept + 1,
-                                std::size_t{200'000}, 4 + huge.size() - 1, 4 + huge.size(), 4 + huge.size() + 1,
-                                4 + huge.size() + 4, stream.size() - 1}) {
+  for (const std::size_t cut :
+       {std::size_t{2}, std::size_t{4}, std::size_t{5}, 4 + kKept - 1, 4 + kKept, 4 + kKept + 1,
+        std::size_t{200'000}, 4 + huge.size() - 1, 4 + huge.size(), 4 + huge.size() + 1,
+        4 + huge.size() + 4, stream.size() - 1}) {
     CAPTURE(cut);
     over.handler.frames.clear();
     over.feed(etf::Bytes(stream).first(cut));
@@ -186,7 +193,8 @@ TEST_CASE("a frame over the limit is skipped wherever it is cut, and the next on
   }
 }
 
-TEST_CASE("the link survives a frame that claims four gigabytes, and holds only its beginning", "[link]") {
+TEST_CASE("the link survives a frame that claims four gigabytes, and holds only its beginning",
+          "[link]") {
   LoopbackLink over(limited());
   over.feed(Bytes{0xFF, 0xFF, 0xFF, 0xFF});
   over.feed(pattern(200'000, 1));
@@ -206,7 +214,8 @@ TEST_CASE("a limit below what is kept of a long frame keeps no more than the fra
   CHECK(over.handler.frames[1] == Received{pattern(10, 2), 10});
 }
 
-// --- out ---------------------------------------------------------------------------------------------------------
+// --- out
+// ---------------------------------------------------------------------------------------------------------
 
 TEST_CASE("a message sent on an idle link is at the peer before the reactor turns", "[link]") {
   LoopbackLink over;
@@ -230,7 +239,8 @@ TEST_CASE("a large message arrives whole through a peer that reads slowly", "[li
   CHECK(over.turn_until([&] { return over.link->flushed(); }));
 }
 
-// --- ticks and silence -------------------------------------------------------------------------------------------
+// --- ticks and silence
+// -------------------------------------------------------------------------------------------
 
 TEST_CASE("an idle link ticks", "[link]") {
   LoopbackLink over(ticking(200ms));
@@ -264,7 +274,8 @@ TEST_CASE("a peer that ticks is kept for many tick times", "[link]") {
   CHECK(over.handler.closed == 0);
 }
 
-// --- the end -----------------------------------------------------------------------------------------------------
+// --- the end
+// -----------------------------------------------------------------------------------------------------
 
 TEST_CASE("a peer that closes ends the link, and what is sent afterwards is dropped", "[link]") {
   LoopbackLink over;
@@ -307,7 +318,8 @@ TEST_CASE("a peer that stops reading does not stop the link from reading", "[lin
   CHECK_FALSE(over.link->flushed());
 }
 
-// --- many threads ------------------------------------------------------------------------------------------------
+// --- many threads
+// ------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -335,11 +347,14 @@ TEST_CASE("what many threads send on one link arrives in each one's order", "[li
       std::mt19937 random(sender);
       std::vector<dist::Message> together;
       for (std::uint32_t i = 0; i < kMessages; ++i) {
-        const std::size_t size = random() % 50 == 0 ? 100'000 + random() % 200'000 : 12 + random() % 500;
+        const std::size_t size =
+            random() % 50 == 0 ? 100'000 + random() % 200'000 : 12 + random() % 500;
         together.push_back(numbered_message({sender, sender + 1, i, size}));
         if (random() % 4 == 0 && i + 1 < kMessages) continue;
-        if (together.size() > 1) over.link->send_all(together);
-        else over.link->send(std::move(together[0]));
+        if (together.size() > 1)
+          over.link->send_all(together);
+        else
+          over.link->send(std::move(together[0]));
         together.clear();
       }
     });
@@ -367,8 +382,10 @@ TEST_CASE("what many threads send on one link arrives in each one's order", "[li
   CHECK(eventually([&] { return over.link->flushed(); }));
 }
 
-TEST_CASE("closing from another thread while many send ends the link once and the stream between frames or earlier",
-          "[link][threads]") {
+TEST_CASE(
+    "closing from another thread while many send ends the link once and the stream between frames "
+    "or earlier",
+    "[link][threads]") {
   for (int round = 0; round < 10; ++round) {
     RunningLink over;
     std::atomic<bool> stop{false};
@@ -376,7 +393,8 @@ TEST_CASE("closing from another thread while many send ends the link once and th
     for (std::uint32_t sender = 0; sender < 3; ++sender) {
       threads.emplace_back([&, sender] {
         for (std::uint32_t i = 0; !stop; ++i) {
-          over.link->send(numbered_message({sender, sender + 1, i, i % 20 == 0 ? std::size_t{100'000} : 100}));
+          over.link->send(
+              numbered_message({sender, sender + 1, i, i % 20 == 0 ? std::size_t{100'000} : 100}));
           if (i % 64 == 0) std::this_thread::yield();
           if (over.link->closed()) return;
         }
@@ -389,7 +407,8 @@ TEST_CASE("closing from another thread while many send ends the link once and th
     Stream stream;
     std::vector<std::uint8_t> room(65536);
     ssize_t count = 0;
-    while (readable(over.far.get()) && (count = ::recv(over.far.get(), room.data(), room.size(), 0)) > 0) {
+    while (readable(over.far.get()) &&
+           (count = ::recv(over.far.get(), room.data(), room.size(), 0)) > 0) {
       stream.append({room.data(), static_cast<std::size_t>(count)});
     }
     stop = true;

@@ -36,7 +36,8 @@ std::string standard_error_of(Body body) {
 TEST_CASE("plain text and well-formed UTF-8 stay as they are", "[log]") {
   CHECK(json_escape("") == "");
   CHECK(json_escape("hello, world") == "hello, world");
-  CHECK(json_escape("\xC3\xBC \xE2\x82\xAC \xF0\x9F\x90\x8D") == "\xC3\xBC \xE2\x82\xAC \xF0\x9F\x90\x8D");
+  CHECK(json_escape("\xC3\xBC \xE2\x82\xAC \xF0\x9F\x90\x8D") ==
+        "\xC3\xBC \xE2\x82\xAC \xF0\x9F\x90\x8D");
 }
 
 TEST_CASE("quotes, backslashes and control characters are escaped", "[log]") {
@@ -48,10 +49,11 @@ TEST_CASE("quotes, backslashes and control characters are escaped", "[log]") {
 TEST_CASE("each byte that is not UTF-8 becomes a replacement character", "[log]") {
   CHECK(json_escape("\xFF") == kReplacement);
   CHECK(json_escape("a\x80z") == "a" + kReplacement + "z");
-  CHECK(json_escape("\xC0\xAF") == kReplacement + kReplacement);                       // overlong
-  CHECK(json_escape("\xE0\x80\x80") == kReplacement + kReplacement + kReplacement);    // overlong
-  CHECK(json_escape("\xED\xA0\x80") == kReplacement + kReplacement + kReplacement);    // a surrogate
-  CHECK(json_escape("\xF4\x90\x80\x80").substr(0, 3) == kReplacement);                 // beyond the last code point
+  CHECK(json_escape("\xC0\xAF") == kReplacement + kReplacement);                     // overlong
+  CHECK(json_escape("\xE0\x80\x80") == kReplacement + kReplacement + kReplacement);  // overlong
+  CHECK(json_escape("\xED\xA0\x80") == kReplacement + kReplacement + kReplacement);  // a surrogate
+  CHECK(json_escape("\xF4\x90\x80\x80").substr(0, 3) ==
+        kReplacement);  // beyond the last code point
   CHECK(json_escape("\xF5\x80\x80\x80").substr(0, 3) == kReplacement);
 }
 
@@ -63,7 +65,8 @@ TEST_CASE("a sequence that the text cuts short is replaced, and what follows it 
 }
 
 TEST_CASE("a level that does not exist is an error that names it", "[log]") {
-  CHECK_THROWS_WITH(base::configure_logging("loud", base::LogFormat::kText, "n@h"), Catch::Contains("'loud'"));
+  CHECK_THROWS_WITH(base::configure_logging("loud", base::LogFormat::kText, "n@h"),
+                    Catch::Contains("'loud'"));
 }
 
 TEST_CASE("a JSON line is one object with time, level, node and the escaped message", "[log]") {

@@ -41,7 +41,8 @@ TEST_CASE("only the push that finds the mailbox empty asks for a wake-up", "[mai
   CHECK(box.push(4, 1) == Pushed::kFirst);
 }
 
-TEST_CASE("one item more than the bound is refused and counted, until another is taken", "[mailbox]") {
+TEST_CASE("one item more than the bound is refused and counted, until another is taken",
+          "[mailbox]") {
   Mailbox<int> box({.items = 2});
   box.push(1, 1);
   CHECK_FALSE(box.full());
@@ -67,7 +68,8 @@ TEST_CASE("one byte more than the bound is refused, until bytes are taken", "[ma
   CHECK(box.push(4, 6) == Pushed::kQueued);
 }
 
-TEST_CASE("one item over the byte bound fits an empty mailbox, and then nothing more does", "[mailbox]") {
+TEST_CASE("one item over the byte bound fits an empty mailbox, and then nothing more does",
+          "[mailbox]") {
   Mailbox<int> box({.items = 100, .bytes = 10});
   CHECK(box.push(1, 50) == Pushed::kFirst);
   CHECK(box.push(2, 1) == Pushed::kFull);
@@ -130,7 +132,8 @@ TEST_CASE("a knock is seen until it is cleared, however many there were", "[mail
   CHECK(awake(wakeup));
 }
 
-TEST_CASE("with many senders each one's items arrive in order, and no wake-up is missed", "[mailbox][threads]") {
+TEST_CASE("with many senders each one's items arrive in order, and no wake-up is missed",
+          "[mailbox][threads]") {
   constexpr int kSenders = 4;
   constexpr int kItems = 20'000;
   Mailbox<std::pair<int, int>> box({.items = 64, .bytes = 1 << 20});
@@ -200,7 +203,8 @@ TEST_CASE("each item goes to one of many consumers", "[mailbox][threads]") {
   CHECK(once);
 }
 
-TEST_CASE("a close in the middle of pushes refuses all later ones, and loses no earlier one", "[mailbox][threads]") {
+TEST_CASE("a close in the middle of pushes refuses all later ones, and loses no earlier one",
+          "[mailbox][threads]") {
   Mailbox<int> box;
   std::atomic<int> accepted{0};
   std::vector<std::thread> senders;

@@ -20,10 +20,13 @@ Bytes monitor_p(const Peer& peer, const Bytes& process, const Bytes& ref) {
   return control([&](etf::Writer& out) { dist::append_monitor_p(out, peer.pid(), process, ref); });
 }
 Bytes demonitor_p(const Peer& peer, const Bytes& process, const Bytes& ref) {
-  return control([&](etf::Writer& out) { dist::append_demonitor_p(out, peer.pid(), process, ref); });
+  return control(
+      [&](etf::Writer& out) { dist::append_demonitor_p(out, peer.pid(), process, ref); });
 }
 Bytes down(const Peer& peer, const Bytes& process, const Bytes& ref) {
-  return control([&](etf::Writer& out) { dist::append_payload_monitor_p_exit(out, process, peer.pid(), ref); });
+  return control([&](etf::Writer& out) {
+    dist::append_payload_monitor_p_exit(out, process, peer.pid(), ref);
+  });
 }
 Bytes link_to(const Bytes& from, const Bytes& to) {
   return control([&](etf::Writer& out) { dist::append_link(out, from, to); });
@@ -33,16 +36,19 @@ Bytes exit_of(const Bytes& from, const Bytes& to) {
 }
 Bytes pid_of_earlier_node(const TestNode& node, dist::ProcessId id) {
   etf::Buffer bytes;
-  etf::Writer(bytes).pid({node.name(), static_cast<std::uint32_t>(id), 0, node.node->creation() ^ 1});
+  etf::Writer(bytes).pid(
+      {node.name(), static_cast<std::uint32_t>(id), 0, node.node->creation() ^ 1});
   return bytes_of(bytes);
 }
-Bytes spawn_request(const Peer& peer, const Bytes& ref, const Bytes& options, std::uint32_t arity = 1) {
+Bytes spawn_request(const Peer& peer, const Bytes& ref, const Bytes& options,
+                    std::uint32_t arity = 1) {
   return control([&](etf::Writer& out) {
     dist::append_spawn_request(out, ref, peer.pid(), peer.pid(), "math", "sqrt", arity, options);
   });
 }
 Bytes spawn_reply(const Peer& peer, const Bytes& ref, std::uint64_t flags, const Bytes& result) {
-  return control([&](etf::Writer& out) { dist::append_spawn_reply(out, ref, peer.pid(), flags, result); });
+  return control(
+      [&](etf::Writer& out) { dist::append_spawn_reply(out, ref, peer.pid(), flags, result); });
 }
 Bytes options_of(const std::vector<std::string>& words) {
   return control([&](etf::Writer& out) {
@@ -61,26 +67,32 @@ etf::PidView view_of(const Bytes& pid) {
 }
 
 // The node's process `id`, on the reactor.
-dist::Process& process(TestNode& node, dist::ProcessId id) { return *node.node->processes().find(id); }
+dist::Process& process(TestNode& node, dist::ProcessId id) {
+  return *node.node->processes().find(id);
+}
 
 constexpr std::uint64_t without(std::uint64_t flags) { return dist::kOurFlags & ~flags; }
 
 }  // namespace
 
-// --- ping --------------------------------------------------------------------------------------------------------
+// --- ping
+// --------------------------------------------------------------------------------------------------------
 
 TEST_CASE("a ping is answered to its alias in the newest form both sides know", "[node]") {
   struct Form {
     std::uint64_t flags;
     Op op;
   };
-  const Form form = GENERATE(Form{dist::kOurFlags, Op::kAltactSigSend}, Form{without(dist::kAltactSig), Op::kAliasSend},
-                             Form{without(dist::kAltactSig | dist::kAlias), Op::kSendSender},
-                             Form{without(dist::kAltactSig | dist::kAlias | dist::kSendSender), Op::kSend});
+  const Form form = GENERATE(
+      Form{dist::kOurFlags, Op::kAltactSigSend}, Form{without(dist::kAltactSig), Op::kAliasSend},
+      Form{without(dist::kAltactSig | dist::kAlias), Op::kSendSender},
+      Form{without(dist::kAltactSig | dist::kAlias | dist::kSendSender), Op::kSend});
   TestNode node;
   Peer peer(node, {.flags = form.flags});
   const Bytes tag = control([&](etf::Writer& out) { out.list(1).atom("alias").raw(peer.ref(5)); });
-  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "net_kernel"); }), peer.ping(tag));
+  peer.send(
+      control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "net_kernel"); }),
+      peer.ping(tag));
   const Signal answer = peer.receive();
   CHECK(answer.control.op == form.op);
   CHECK(answer.payload == Peer::pong(tag));
@@ -92,8 +104,9 @@ TEST_CASE("a ping is answered to its alias in the newest form both sides know", 
 TEST_CASE("a ping without an alias is answered to the process", "[node]") {
   TestNode node;
   Peer peer(node);
-  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "net_kernel"); }),
-            peer.ping(peer.ref(5)));
+  peer.send(
+      control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "net_kernel"); }),
+      peer.ping(peer.ref(5)));
   const Signal answer = peer.receive();
   CHECK(answer.control_bytes == control([&](etf::Writer& out) {
           dist::append_send_sender(out, node.pid_of("net_kernel"), peer.pid());
@@ -104,24 +117,32 @@ TEST_CASE("a ping without an alias is answered to the process", "[node]") {
 TEST_CASE("net_kernel passes over what is no ping", "[node]") {
   TestNode node;
   Peer peer(node);
-  const Bytes to = control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "net_kernel"); });
+  const Bytes to =
+      control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "net_kernel"); });
   peer.send(to, atom("hello"));
   peer.send(to, control([&](etf::Writer& out) { out.tuple(2).atom("$gen_cast").atom("x"); }));
-  peer.send(to, control([&](etf::Writer& out) {
-              out.tuple(3).atom("$gen_call").tuple(2).raw(peer.pid()).raw(peer.ref(1)).atom("other");
-            }));
+  peer.send(
+      to, control([&](etf::Writer& out) {
+        out.tuple(3).atom("$gen_call").tuple(2).raw(peer.pid()).raw(peer.ref(1)).atom("other");
+      }));
   CHECK(peer.barrier().empty());
 }
 
-// --- messages ----------------------------------------------------------------------------------------------------
+// --- messages
+// ----------------------------------------------------------------------------------------------------
 
-TEST_CASE("messages reach processes by pid and by name, with the sender where it is told", "[node]") {
+TEST_CASE("messages reach processes by pid and by name, with the sender where it is told",
+          "[node]") {
   TestNode node;
   const auto id = node.create("echo");
   Peer peer(node);
-  peer.send(control([&](etf::Writer& out) { dist::append_send_sender(out, peer.pid(), node.pid_of(id)); }), {97, 1});
+  peer.send(control([&](etf::Writer& out) {
+              dist::append_send_sender(out, peer.pid(), node.pid_of(id));
+            }),
+            {97, 1});
   peer.send(control([&](etf::Writer& out) { dist::append_send(out, node.pid_of(id)); }), {97, 2});
-  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); }), {97, 3});
+  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); }),
+            {97, 3});
   for (const auto& [bytes, from] : std::vector<std::pair<Bytes, Bytes>>{
            {{97, 1}, peer.pid()}, {{97, 2}, {}}, {{97, 3}, peer.pid()}}) {
     const Event event = node.recorder.next("message");
@@ -136,7 +157,10 @@ TEST_CASE("messages in the altact form reach pids, names and aliases", "[node]")
   TestNode node;
   const auto id = node.create("echo");
   Peer peer(node);
-  peer.send(control([&](etf::Writer& out) { dist::append_altact_send(out, 0, peer.pid(), node.pid_of(id)); }), {97, 1});
+  peer.send(control([&](etf::Writer& out) {
+              dist::append_altact_send(out, 0, peer.pid(), node.pid_of(id));
+            }),
+            {97, 1});
   peer.send(control([&](etf::Writer& out) {
               dist::append_altact_send(out, dist::kAltactName, peer.pid(), atom("echo"));
             }),
@@ -159,7 +183,8 @@ TEST_CASE("a message to nobody is dropped and harms nothing", "[node]") {
   node.exit(id, atom("normal"));
   Peer peer(node);
   peer.send(control([&](etf::Writer& out) { dist::append_send(out, gone); }), {97, 1});
-  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "nobody"); }), {97, 2});
+  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "nobody"); }),
+            {97, 2});
   CHECK(peer.barrier().empty());
   CHECK(node.recorder.count("message") == 0);
 }
@@ -168,16 +193,19 @@ TEST_CASE("a fragmented message arrives whole, whatever comes between its fragme
   TestNode node;
   node.create("echo");
   Peer peer(node);
-  const Bytes to = control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); });
+  const Bytes to =
+      control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); });
   const Bytes message = control([&](etf::Writer& out) { out.binary(Bytes(1000, 7)); });
   const Bytes all = joined(to, message);
-  const auto fragment = [&](std::uint8_t kind, std::uint8_t sequence, std::uint8_t number, const Bytes& part) {
+  const auto fragment = [&](std::uint8_t kind, std::uint8_t sequence, std::uint8_t number,
+                            const Bytes& part) {
     Bytes body{131, kind, 0, 0, 0, 0, 0, 0, 0, sequence, 0, 0, 0, 0, 0, 0, 0, number};
     if (kind == 69) body.push_back(0);
     peer.send_raw(framed(joined(std::move(body), part)));
   };
   const auto part = [&](std::size_t from, std::size_t to_offset) {
-    return Bytes(all.begin() + static_cast<std::ptrdiff_t>(from), all.begin() + static_cast<std::ptrdiff_t>(to_offset));
+    return Bytes(all.begin() + static_cast<std::ptrdiff_t>(from),
+                 all.begin() + static_cast<std::ptrdiff_t>(to_offset));
   };
   fragment(69, 1, 3, part(0, 300));
   fragment(69, 2, 2, part(0, 500));
@@ -190,14 +218,19 @@ TEST_CASE("a fragmented message arrives whole, whatever comes between its fragme
   CHECK(node.recorder.next("message").bytes == message);
 }
 
-TEST_CASE("a message over the limit is told with its beginning, whole or in fragments, and the link lives", "[node]") {
+TEST_CASE(
+    "a message over the limit is told with its beginning, whole or in fragments, and the link "
+    "lives",
+    "[node]") {
   auto config = config_of("node@127.0.0.1");
   config.max_message = 100'000;
   TestNode node(config);
   node.create("echo");
   Peer peer(node);
-  const Bytes to = control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); });
-  const Bytes message = control([&](etf::Writer& out) { out.tuple(2).atom("first").binary(Bytes(400'000, 7)); });
+  const Bytes to =
+      control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); });
+  const Bytes message =
+      control([&](etf::Writer& out) { out.tuple(2).atom("first").binary(Bytes(400'000, 7)); });
   const Bytes beginning(message.begin(), message.begin() + 5000);
 
   peer.send(to, message);
@@ -209,11 +242,13 @@ TEST_CASE("a message over the limit is told with its beginning, whole or in frag
   const Bytes all = joined(to, message);
   const std::size_t pieces = (all.size() + 65535) / 65536;
   for (std::size_t i = 0; i < pieces; ++i) {
-    Bytes body{131, static_cast<std::uint8_t>(i == 0 ? 69 : 70), 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0,
-               static_cast<std::uint8_t>(pieces - i)};
+    Bytes body{
+        131, static_cast<std::uint8_t>(i == 0 ? 69 : 70), 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0,
+        0,   static_cast<std::uint8_t>(pieces - i)};
     if (i == 0) body.push_back(0);
     const auto from = all.begin() + static_cast<std::ptrdiff_t>(i * 65536);
-    const auto end = all.begin() + static_cast<std::ptrdiff_t>(std::min(all.size(), (i + 1) * 65536));
+    const auto end =
+        all.begin() + static_cast<std::ptrdiff_t>(std::min(all.size(), (i + 1) * 65536));
     peer.send_raw(framed(joined(std::move(body), Bytes(from, end))));
   }
   const Event cut = node.recorder.next("too large");
@@ -227,7 +262,8 @@ TEST_CASE("without fragments everything goes in pass-through frames", "[node]") 
   TestNode node;
   const auto id = node.create("echo");
   Peer peer(node, {.flags = without(dist::kFragments)});
-  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); }), {97, 3});
+  peer.send(control([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "echo"); }),
+            {97, 3});
   CHECK(node.recorder.next("message").bytes == Bytes{97, 3});
   peer.send(monitor_p(peer, atom("echo"), peer.ref(1)));
   peer.barrier();
@@ -237,7 +273,8 @@ TEST_CASE("without fragments everything goes in pass-through frames", "[node]") 
   CHECK(signal.payload == kReason);
 }
 
-// --- monitors from peers -----------------------------------------------------------------------------------------
+// --- monitors from peers
+// -----------------------------------------------------------------------------------------
 
 TEST_CASE("a monitor of what does not exist is answered with noproc at once", "[node]") {
   TestNode node;
@@ -270,9 +307,8 @@ TEST_CASE("a peer without exit payloads gets the reason inside the tuple", "[nod
   peer.send(link_to(peer.pid(), pid));
   peer.barrier();
   node.exit(id, kReason);
-  CHECK(peer.receive().control_bytes == control([&](etf::Writer& out) {
-          dist::append_exit(out, pid, peer.pid(), kReason);
-        }));
+  CHECK(peer.receive().control_bytes ==
+        control([&](etf::Writer& out) { dist::append_exit(out, pid, peer.pid(), kReason); }));
 }
 
 TEST_CASE("each of many watchers hears the true reason once, as it named the process", "[node]") {
@@ -300,7 +336,8 @@ TEST_CASE("each of many watchers hears the true reason once, as it named the pro
   CHECK(other_heard[0].control_bytes == down(other, pid, other.ref(1)));
 }
 
-TEST_CASE("a DOWN names the process as the monitor did, though the name was given up since", "[node]") {
+TEST_CASE("a DOWN names the process as the monitor did, though the name was given up since",
+          "[node]") {
   TestNode node;
   const auto id = node.create("echo");
   Peer peer(node);
@@ -338,7 +375,8 @@ TEST_CASE("a demonitor through another link of the same reference takes nothing 
   CHECK(one.receive().control_bytes == down(one, atom("echo"), one.ref(1)));
 }
 
-// --- links from peers --------------------------------------------------------------------------------------------
+// --- links from peers
+// --------------------------------------------------------------------------------------------
 
 TEST_CASE("a link to what does not exist is answered with an exit for noproc", "[node]") {
   TestNode node;
@@ -378,9 +416,8 @@ TEST_CASE("an unlink is acknowledged, and the exit after it is not told", "[node
   peer.send(link_to(peer.pid(), pid));
   peer.send(control([&](etf::Writer& out) { dist::append_unlink_id(out, 4711, peer.pid(), pid); }));
   const Signal ack = peer.receive();
-  CHECK(ack.control_bytes == control([&](etf::Writer& out) {
-          dist::append_unlink_id_ack(out, 4711, pid, peer.pid());
-        }));
+  CHECK(ack.control_bytes ==
+        control([&](etf::Writer& out) { dist::append_unlink_id_ack(out, 4711, pid, peer.pid()); }));
   node.exit(id, kReason);
   CHECK(peer.barrier().empty());
 }
@@ -392,7 +429,8 @@ TEST_CASE("an unlink from a process that is gone is acknowledged too", "[node]")
   node.exit(id, atom("normal"));
   Peer peer(node);
   const std::uint64_t large = 0xFFFFFFFFFFFFFFFFu;
-  peer.send(control([&](etf::Writer& out) { dist::append_unlink_id(out, large, peer.pid(), pid); }));
+  peer.send(
+      control([&](etf::Writer& out) { dist::append_unlink_id(out, large, peer.pid(), pid); }));
   CHECK(peer.receive().control_bytes == control([&](etf::Writer& out) {
           dist::append_unlink_id_ack(out, large, pid, peer.pid());
         }));
@@ -422,8 +460,11 @@ TEST_CASE("exit signals reach a process in all their forms, linked or not", "[no
   const Bytes pid = node.pid_of(node.create());
   Peer peer(node);
   peer.send(control([&](etf::Writer& out) { dist::append_exit2(out, peer.pid(), pid, kReason); }));
-  peer.send(control([&](etf::Writer& out) { dist::append_payload_exit2(out, peer.pid(), pid); }), kReason);
-  peer.send(control([&](etf::Writer& out) { dist::append_altact_send(out, dist::kAltactExit, peer.pid(), pid); }),
+  peer.send(control([&](etf::Writer& out) { dist::append_payload_exit2(out, peer.pid(), pid); }),
+            kReason);
+  peer.send(control([&](etf::Writer& out) {
+              dist::append_altact_send(out, dist::kAltactExit, peer.pid(), pid);
+            }),
             kReason);
   for (int i = 0; i < 3; ++i) {
     const Event event = node.recorder.next("exit signal");
@@ -432,11 +473,13 @@ TEST_CASE("exit signals reach a process in all their forms, linked or not", "[no
   }
 }
 
-// --- the node's own monitors and links ---------------------------------------------------------------------------
+// --- the node's own monitors and links
+// ---------------------------------------------------------------------------
 
 namespace {
 
-etf::Ref own_monitor(TestNode& node, dist::ProcessId owner, const std::string& where, const Bytes& target) {
+etf::Ref own_monitor(TestNode& node, dist::ProcessId owner, const std::string& where,
+                     const Bytes& target) {
   etf::Ref ref;
   node.run([&] {
     ref = node.node->make_ref();
@@ -450,7 +493,8 @@ Bytes encoded(const etf::Ref& ref) {
 
 }  // namespace
 
-TEST_CASE("a monitor of a peer's process is told to the peer, and its DOWN comes back once", "[node]") {
+TEST_CASE("a monitor of a peer's process is told to the peer, and its DOWN comes back once",
+          "[node]") {
   TestNode node;
   const auto id = node.create();
   const Bytes pid = node.pid_of(id);
@@ -546,7 +590,8 @@ TEST_CASE("a process that ends gives up its monitors", "[node]") {
         }));
 }
 
-TEST_CASE("monitors and links to a node that is not connected end with noconnection at once", "[node]") {
+TEST_CASE("monitors and links to a node that is not connected end with noconnection at once",
+          "[node]") {
   TestNode node;
   const auto id = node.create();
   etf::Buffer away;
@@ -638,7 +683,8 @@ TEST_CASE("after an unlink the peer's exit no longer counts, acknowledged or not
   CHECK(node.recorder.count("exit") == 0);
 }
 
-TEST_CASE("a process that ends before its unlink was acknowledged tells the other nothing", "[node]") {
+TEST_CASE("a process that ends before its unlink was acknowledged tells the other nothing",
+          "[node]") {
   TestNode node;
   const auto id = node.create();
   Peer peer(node);
@@ -668,7 +714,9 @@ TEST_CASE("a link made again while its unlink is under way holds", "[node]") {
   peer.receive();
   const Signal unlink = peer.receive();
   CHECK(peer.receive().control_bytes == link_to(pid, peer.pid()));
-  peer.send(control([&](etf::Writer& out) { dist::append_unlink_id_ack(out, unlink.control.id, peer.pid(), pid); }));
+  peer.send(control([&](etf::Writer& out) {
+    dist::append_unlink_id_ack(out, unlink.control.id, peer.pid(), pid);
+  }));
   peer.send(exit_of(peer.pid(), pid), kReason);
   CHECK(node.recorder.next("exit").bytes == kReason);
 }
@@ -685,8 +733,11 @@ TEST_CASE("a link the peer makes while our unlink is under way holds", "[node]")
   });
   peer.receive();
   const Signal unlink = peer.receive();
-  // The peer acknowledges, then links by itself: only the acknowledgement of this very unlink ends the old link.
-  peer.send(control([&](etf::Writer& out) { dist::append_unlink_id_ack(out, unlink.control.id, peer.pid(), pid); }));
+  // The peer acknowledges, then links by itself: only the acknowledgement of this very unlink ends
+  // the old link.
+  peer.send(control([&](etf::Writer& out) {
+    dist::append_unlink_id_ack(out, unlink.control.id, peer.pid(), pid);
+  }));
   peer.send(link_to(peer.pid(), pid));
   peer.barrier();
   node.exit(id, kReason);
@@ -694,7 +745,8 @@ TEST_CASE("a link the peer makes while our unlink is under way holds", "[node]")
   CHECK(signal.control_bytes == exit_of(pid, peer.pid()));
 }
 
-// --- inside the node ---------------------------------------------------------------------------------------------
+// --- inside the node
+// ---------------------------------------------------------------------------------------------
 
 TEST_CASE("processes of the node watch each other as peers do", "[node]") {
   TestNode node;
@@ -723,7 +775,9 @@ TEST_CASE("linked processes of the node end together, round in a circle too", "[
   std::vector<Bytes> pids;
   for (const auto id : ids) pids.push_back(node.pid_of(id));
   node.run([&] {
-    node.recorder.exit_hook = [&](dist::Process& ended) { node.node->exit_process(ended.id, kReason); };
+    node.recorder.exit_hook = [&](dist::Process& ended) {
+      node.node->exit_process(ended.id, kReason);
+    };
     for (std::size_t i = 0; i < ids.size(); ++i) {
       node.node->link(process(node, ids[i]), node.name(), view_of(pids[(i + 1) % ids.size()]));
     }
@@ -735,7 +789,8 @@ TEST_CASE("linked processes of the node end together, round in a circle too", "[
   CHECK(node.recorder.count("exit") == 2);
 }
 
-TEST_CASE("unlinked processes of the node do not end together, and a link to a dead one is noproc", "[node]") {
+TEST_CASE("unlinked processes of the node do not end together, and a link to a dead one is noproc",
+          "[node]") {
   TestNode node;
   const auto one = node.create();
   const auto other = node.create();
@@ -750,10 +805,13 @@ TEST_CASE("unlinked processes of the node do not end together, and a link to a d
   CHECK(node.recorder.next("exit").bytes == atom("noproc"));
 }
 
-// --- spawn -------------------------------------------------------------------------------------------------------
+// --- spawn
+// -------------------------------------------------------------------------------------------------------
 
-TEST_CASE("a spawn request that is refused is answered with the reason and spawns nothing", "[node]") {
-  TestNode node(config_of("node@127.0.0.1"), [](Recorder& recorder) { recorder.refusal = "undef"; });
+TEST_CASE("a spawn request that is refused is answered with the reason and spawns nothing",
+          "[node]") {
+  TestNode node(config_of("node@127.0.0.1"),
+                [](Recorder& recorder) { recorder.refusal = "undef"; });
   Peer peer(node);
   peer.send(spawn_request(peer, peer.ref(1), options_of({"monitor"})), kArguments);
   CHECK(peer.receive().control_bytes == spawn_reply(peer, peer.ref(1), 0, atom("undef")));
@@ -761,7 +819,9 @@ TEST_CASE("a spawn request that is refused is answered with the reason and spawn
   node.run([&] { CHECK(node.node->processes().size() == 1); });
 }
 
-TEST_CASE("an accepted spawn request gives a pid, and with monitor and link both are told of the end", "[node]") {
+TEST_CASE(
+    "an accepted spawn request gives a pid, and with monitor and link both are told of the end",
+    "[node]") {
   TestNode node;
   Peer peer(node);
   peer.send(spawn_request(peer, peer.ref(1), options_of({"link", "monitor"})), kArguments);
@@ -786,7 +846,8 @@ TEST_CASE("a spawned process nobody watches ends unheard", "[node]") {
   Peer peer(node);
   peer.send(spawn_request(peer, peer.ref(1), kNil), kArguments);
   const Event event = node.recorder.next("spawn");
-  CHECK(peer.receive().control_bytes == spawn_reply(peer, peer.ref(1), 0, node.pid_of(event.process)));
+  CHECK(peer.receive().control_bytes ==
+        spawn_reply(peer, peer.ref(1), 0, node.pid_of(event.process)));
   node.exit(event.process, kReason);
   CHECK(peer.barrier().empty());
 }
@@ -799,14 +860,17 @@ TEST_CASE("spawn options that are none are answered with badopt", "[node]") {
   CHECK(peer.receive().control_bytes == spawn_reply(peer, peer.ref(1), 0, atom("badopt")));
 }
 
-// --- what is not understood --------------------------------------------------------------------------------------
+// --- what is not understood
+// --------------------------------------------------------------------------------------
 
 TEST_CASE("control messages of unknown numbers are counted and passed over", "[node]") {
   TestNode node;
   Peer peer(node);
   peer.send({104, 2, 97, 99, 97, 1});
   peer.send({104, 3, 97, 200, 97, 1, 97, 2}, {97, 5});
-  peer.send(control([&](etf::Writer& out) { dist::append_group_leader(out, peer.pid(), node.pid_of("net_kernel")); }));
+  peer.send(control([&](etf::Writer& out) {
+    dist::append_group_leader(out, peer.pid(), node.pid_of("net_kernel"));
+  }));
   CHECK(peer.barrier().empty());
   CHECK(node.node->counters().unknown_controls == 2);
   CHECK(node.node->counters().frames_rejected == 0);
@@ -821,7 +885,8 @@ TEST_CASE("a link whose stream cannot be trusted any more is closed, and no othe
   SECTION("a control message cut short") { peer.send_raw(framed({131, 68, 0, 104, 3, 97})); }
   SECTION("a message cut short") {
     peer.send_raw(framed(joined({131, 68, 0}, control([&](etf::Writer& out) {
-                                  dist::append_payload_exit2(out, peer.pid(), node.pid_of("net_kernel"));
+                                  dist::append_payload_exit2(out, peer.pid(),
+                                                             node.pid_of("net_kernel"));
                                 }))));
   }
   SECTION("a fragment out of order") {

@@ -1,4 +1,8 @@
-// How nodes find each other: both roles of the handshake, its deadlines and bounds, and who wins when two links meet.
+// How nodes find each other: both roles of the handshake, its deadlines and bounds, and who wins
+// when two links meet.
+#include <algorithm>
+#include <array>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -51,7 +55,8 @@ bool linked(const TestNode& node, const std::string& peer) {
 
 }  // namespace
 
-// --- two nodes ---------------------------------------------------------------------------------------------------
+// --- two nodes
+// ---------------------------------------------------------------------------------------------------
 
 TEST_CASE("two nodes with one cookie link up, and both tell their delegates", "[node]") {
   TestNode acceptor(config_of("b@127.0.0.1"));
@@ -91,13 +96,15 @@ TEST_CASE("nodes with different cookies never link", "[node]") {
   config.cookie = "another cookie";
   TestNode dialler(config);
   CHECK(eventually([&] {
-    return acceptor.node->counters().handshakes_failed > 1 && dialler.node->counters().handshakes_failed > 1;
+    return acceptor.node->counters().handshakes_failed > 1 &&
+           dialler.node->counters().handshakes_failed > 1;
   }));
   CHECK(acceptor.recorder.count("up") == 0);
   CHECK(dialler.recorder.count("up") == 0);
 }
 
-TEST_CASE("a dialler waits for a node that is not there yet, and comes back when it was lost", "[node]") {
+TEST_CASE("a dialler waits for a node that is not there yet, and comes back when it was lost",
+          "[node]") {
   const std::uint16_t port = free_port();
   auto config = config_of("b@127.0.0.1");
   config.first_port = port;
@@ -136,14 +143,16 @@ TEST_CASE("two nodes that dial each other at once end up with one link that work
     b.create("server");
     REQUIRE(eventually([&] {
       a.run([&] {
-        a.node->monitor(*a.node->processes().find(owner), "b@127.0.0.1", atom("nobody"), a.node->make_ref());
+        a.node->monitor(*a.node->processes().find(owner), "b@127.0.0.1", atom("nobody"),
+                        a.node->make_ref());
       });
       return a.recorder.next("DOWN").bytes == atom("noproc");
     }));
   }
 }
 
-// --- the handshake with a raw peer -------------------------------------------------------------------------------
+// --- the handshake with a raw peer
+// -------------------------------------------------------------------------------
 
 TEST_CASE("a peer with another cookie is turned away before it is linked", "[node]") {
   TestNode node;
@@ -156,7 +165,8 @@ TEST_CASE("a peer with another cookie is turned away before it is linked", "[nod
 TEST_CASE("a node that dials does not link to an acceptor with another cookie", "[node]") {
   Listener listener;
   TestNode node(dialling("node@127.0.0.1", "peer@127.0.0.1", listener.port()));
-  CHECK_THROWS_AS(Peer(listener.accept(), {.cookie = "wrong"}, Role::kAcceptor), std::runtime_error);
+  CHECK_THROWS_AS(Peer(listener.accept(), {.cookie = "wrong"}, Role::kAcceptor),
+                  std::runtime_error);
   CHECK(eventually([&] { return node.node->counters().handshakes_failed > 0; }));
   CHECK(node.recorder.count("up") == 0);
 }
@@ -164,7 +174,8 @@ TEST_CASE("a node that dials does not link to an acceptor with another cookie", 
 TEST_CASE("a node that dials links to the peer that answers, and to no other", "[node]") {
   Listener listener;
   TestNode node(dialling("node@127.0.0.1", "peer@127.0.0.1", listener.port()));
-  CHECK_THROWS_AS(Peer(listener.accept(), {.name = "other@127.0.0.1"}, Role::kAcceptor), std::runtime_error);
+  CHECK_THROWS_AS(Peer(listener.accept(), {.name = "other@127.0.0.1"}, Role::kAcceptor),
+                  std::runtime_error);
   Peer peer(listener.accept(), {}, Role::kAcceptor);
   CHECK(node.recorder.next("up").peer == "peer@127.0.0.1");
   CHECK(peer.barrier().empty());
@@ -173,12 +184,14 @@ TEST_CASE("a node that dials links to the peer that answers, and to no other", "
 TEST_CASE("a peer that lacks what we need, or has our name, is told so", "[node]") {
   TestNode node;
   const std::string refused = "the peer does not allow our name or our flags";
-  CHECK(failure_of(node, {.flags = dist::kOurFlags & ~dist::kUnlinkId}).find(refused) != std::string::npos);
+  CHECK(failure_of(node, {.flags = dist::kOurFlags & ~dist::kUnlinkId}).find(refused) !=
+        std::string::npos);
   CHECK(failure_of(node, {.name = "node@127.0.0.1"}).find(refused) != std::string::npos);
   CHECK(eventually([&] { return node.node->counters().handshakes_failed == 2; }));
 }
 
-TEST_CASE("one peer more than the bound is not allowed, and may come when another has gone", "[node]") {
+TEST_CASE("one peer more than the bound is not allowed, and may come when another has gone",
+          "[node]") {
   auto config = config_of("node@127.0.0.1");
   config.max_links = 1;
   TestNode node(config);
@@ -196,7 +209,8 @@ TEST_CASE("a peer that comes again while its old link stands takes its place", "
   const auto id = node.create();
   Peer old(node);
   node.recorder.next("up");
-  old.send(Peer::control([&](etf::Writer& out) { dist::append_link(out, old.pid(), node.pid_of(id)); }));
+  old.send(
+      Peer::control([&](etf::Writer& out) { dist::append_link(out, old.pid(), node.pid_of(id)); }));
   old.barrier();
   Peer again(node);
   CHECK(again.info().replaces_link);
@@ -209,7 +223,9 @@ TEST_CASE("a peer that comes again while its old link stands takes its place", "
   CHECK(node.recorder.count("down") == 0);
 }
 
-TEST_CASE("a second peer of the same name that keeps the old link is turned away, and the old one lives", "[node]") {
+TEST_CASE(
+    "a second peer of the same name that keeps the old link is turned away, and the old one lives",
+    "[node]") {
   TestNode node;
   Peer peer(node);
   peer.barrier();
@@ -294,7 +310,8 @@ TEST_CASE("a node with only a host is given name and creation by the peer it dia
   CHECK(view->creation == 0x105);
 }
 
-// --- deadlines and bounds ----------------------------------------------------------------------------------------
+// --- deadlines and bounds
+// ----------------------------------------------------------------------------------------
 
 TEST_CASE("a handshake step that takes too long ends the connection", "[node]") {
   auto config = config_of("node@127.0.0.1");
@@ -304,15 +321,19 @@ TEST_CASE("a handshake step that takes too long ends the connection", "[node]") 
   const Descriptor socket = connect_to(node.port());
   SECTION("nothing is sent") {}
   SECTION("the first packet is never finished, however busily it trickles") {
-    for (int i = 0; i < 100 && !readable(socket.get(), 20ms); ++i) write_all(socket.get(), Bytes{3});
+    for (int i = 0; i < 100 && !readable(socket.get(), 20ms); ++i)
+      write_all(socket.get(), Bytes{3});
   }
-  SECTION("the name is sent and nothing more") { send_packet(socket.get(), name_packet("peer@127.0.0.1")); }
+  SECTION("the name is sent and nothing more") {
+    send_packet(socket.get(), name_packet("peer@127.0.0.1"));
+  }
   CHECK(closed_by_peer(socket.get()));
   CHECK(std::chrono::steady_clock::now() - begin >= 190ms);
   CHECK(eventually([&] { return node.node->counters().handshakes_failed == 1; }));
 }
 
-TEST_CASE("a dialled peer that never answers is given up after the step's time, and dialled again", "[node]") {
+TEST_CASE("a dialled peer that never answers is given up after the step's time, and dialled again",
+          "[node]") {
   Listener listener;
   auto config = dialling("node@127.0.0.1", "peer@127.0.0.1", listener.port());
   config.handshake_step = 200ms;
@@ -334,11 +355,13 @@ TEST_CASE("a handshake packet over the limit ends the connection unread", "[node
 TEST_CASE("what is no handshake ends the connection", "[node]") {
   TestNode node;
   const Descriptor socket = connect_to(node.port());
-  write_all(socket.get(), as_bytes(std::string("GET / HTTP/1.1\r\nHost: node\r\n\r\n") + std::string(20'000, 'x')));
+  write_all(socket.get(), as_bytes(std::string("GET / HTTP/1.1\r\nHost: node\r\n\r\n") +
+                                   std::string(20'000, 'x')));
   CHECK(closed_by_peer(socket.get()));
 }
 
-TEST_CASE("one half-open connection more than the bound ends the oldest, and the others may go on", "[node]") {
+TEST_CASE("one half-open connection more than the bound ends the oldest, and the others may go on",
+          "[node]") {
   auto config = config_of("node@127.0.0.1");
   config.max_pending = 3;
   TestNode node(config);
@@ -357,14 +380,16 @@ TEST_CASE("one half-open connection more than the bound ends the oldest, and the
   CHECK(peer.barrier().empty());
 }
 
-// --- listening and stopping --------------------------------------------------------------------------------------
+// --- listening and stopping
+// --------------------------------------------------------------------------------------
 
 TEST_CASE("a node takes the first free port of its range, and says when there is none", "[node]") {
   auto config = config_of("node@127.0.0.1");
   config.listen = {"127.0.0.1"};
   Listener taken;
   config.first_port = taken.port();
-  CHECK_THROWS_WITH(TestNode(config), Catch::Contains("listen:") && Catch::Contains(std::to_string(taken.port())));
+  CHECK_THROWS_WITH(TestNode(config),
+                    Catch::Contains("listen:") && Catch::Contains(std::to_string(taken.port())));
   config.last_port = static_cast<std::uint16_t>(std::min(taken.port() + 50, 65'535));
   TestNode node(config);
   CHECK(node.port() > taken.port());
@@ -373,7 +398,8 @@ TEST_CASE("a node takes the first free port of its range, and says when there is
 }
 
 TEST_CASE("a host of several addresses is listened on at those this machine has", "[node]") {
-  TestNode node(config_of("node@localhost"));  // which often has an IPv6 address where there is no IPv6
+  TestNode node(
+      config_of("node@localhost"));  // which often has an IPv6 address where there is no IPv6
   CHECK(Peer(node).barrier().empty());
 }
 

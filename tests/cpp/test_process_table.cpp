@@ -41,7 +41,8 @@ TEST_CASE("a process is found by its number, its pid and its name", "[process_ta
   CHECK(table.size() == 1);
 }
 
-TEST_CASE("a pid tells the node's name and creation, and each process has another", "[process_table]") {
+TEST_CASE("a pid tells the node's name and creation, and each process has another",
+          "[process_table]") {
   ProcessTable table = table_of();
   std::set<std::pair<std::uint32_t, std::uint32_t>> numbers;
   for (int i = 0; i < 1000; ++i) {
@@ -119,7 +120,8 @@ TEST_CASE("the empty name and 'undefined' are nobody's", "[process_table]") {
   CHECK(process.name.empty());
 }
 
-TEST_CASE("a name that is given up can be taken by another, and by the same process again", "[process_table]") {
+TEST_CASE("a name that is given up can be taken by another, and by the same process again",
+          "[process_table]") {
   ProcessTable table = table_of();
   Process& one = table.create();
   Process& other = table.create();
@@ -134,7 +136,8 @@ TEST_CASE("a name that is given up can be taken by another, and by the same proc
   CHECK(names == std::vector<std::string>{"echo", "second"});
 }
 
-TEST_CASE("keys of references and pids differ with every part and with the link", "[process_table]") {
+TEST_CASE("keys of references and pids differ with every part and with the link",
+          "[process_table]") {
   const etf::RefView ref{{"n", false}, 5, 3, {1, 2, 3}, {}};
   auto key = dist::RefKey::of(1, ref);
   CHECK(key == dist::RefKey::of(1, ref));

@@ -61,7 +61,8 @@ Bytes taken(SendQueue& queue) {
 
 Bytes drained(SendQueue& queue) {
   Bytes all;
-  for (Bytes next = taken(queue); !next.empty(); next = taken(queue)) all = joined(std::move(all), next);
+  for (Bytes next = taken(queue); !next.empty(); next = taken(queue))
+    all = joined(std::move(all), next);
   return all;
 }
 
@@ -79,7 +80,9 @@ Stream stream_of(const Bytes& bytes) {
   return stream;
 }
 
-dist::Message small(std::uint32_t number, std::uint32_t lane = 0) { return numbered_message({1, lane, number, 20}); }
+dist::Message small(std::uint32_t number, std::uint32_t lane = 0) {
+  return numbered_message({1, lane, number, 20});
+}
 dist::Message large(std::uint32_t number, std::uint32_t lane, std::size_t fragments = 8) {
   return numbered_message({1, lane, number, fragments * kFragment - 100});
 }
@@ -90,9 +93,11 @@ const Bytes kWholeFrame{0, 0, 0, 9, 131, 68, 0, 104, 1, 97, 5, 97, 7};
 
 }  // namespace
 
-// --- the bytes ---------------------------------------------------------------------------------------------------
+// --- the bytes
+// ---------------------------------------------------------------------------------------------------
 
-TEST_CASE("a whole message has a distribution header without atom cache references", "[send_queue]") {
+TEST_CASE("a whole message has a distribution header without atom cache references",
+          "[send_queue]") {
   SendQueue queue(-1, true);
   queue.push(message_of(kTuple, kPayload));
   CHECK(drained(queue) == kWholeFrame);
@@ -104,7 +109,8 @@ TEST_CASE("a pass-through message without payload has one version byte", "[send_
   CHECK(drained(queue) == Bytes{0, 0, 0, 6, 112, 131, 104, 1, 97, 5});
 }
 
-TEST_CASE("a pass-through message with payload has a version byte before each term", "[send_queue]") {
+TEST_CASE("a pass-through message with payload has a version byte before each term",
+          "[send_queue]") {
   SendQueue queue(-1, false);
   queue.push(message_of(kTuple, kPayload));
   CHECK(drained(queue) == Bytes{0, 0, 0, 9, 112, 131, 104, 1, 97, 5, 131, 97, 7});
@@ -120,12 +126,14 @@ TEST_CASE("without fragments a message of any size is one frame", "[send_queue]"
   CHECK(Bytes(all.begin() + 4, all.begin() + 12) == Bytes{112, 131, 104, 1, 97, 5, 131, 9});
 }
 
-TEST_CASE("a message of exactly one fragment's size leaves whole, one byte more in two fragments", "[send_queue]") {
+TEST_CASE("a message of exactly one fragment's size leaves whole, one byte more in two fragments",
+          "[send_queue]") {
   SendQueue queue(-1, true);
   queue.push(message_of(kTuple, Bytes(kFragment - kTuple.size(), 1)));
   queue.push(message_of(kTuple, Bytes(kFragment - kTuple.size() + 1, 2)));
   const Stream stream = stream_of(drained(queue));
-  CHECK(stream.kinds == std::vector{Frame::Kind::kWhole, Frame::Kind::kFirstFragment, Frame::Kind::kFragment});
+  CHECK(stream.kinds ==
+        std::vector{Frame::Kind::kWhole, Frame::Kind::kFirstFragment, Frame::Kind::kFragment});
   CHECK(stream.messages[1] == joined(kTuple, Bytes(kFragment - kTuple.size() + 1, 2)));
 }
 
@@ -134,9 +142,11 @@ TEST_CASE("the heads of fragments carry the sequence and count down to one", "[s
   const Bytes payload(2 * kFragment, 3);
   queue.push(message_of(kTuple, payload));
   const Bytes all = drained(queue);
-  const Bytes first{0, 1, 0, 19, 131, 69, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 104, 1, 97, 5, 3};
+  const Bytes first{0, 1, 0, 19, 131, 69, 0, 0, 0, 0,   0, 0,  0, 1,
+                    0, 0, 0, 0,  0,   0,  0, 3, 0, 104, 1, 97, 5, 3};
   const Bytes second{0, 1, 0, 18, 131, 70, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 3};
-  const Bytes last{0, 0, 0, 22, 131, 70, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 3, 3};
+  const Bytes last{0, 0, 0, 22, 131, 70, 0, 0, 0, 0, 0, 0, 0,
+                   1, 0, 0, 0,  0,   0,  0, 0, 1, 3, 3, 3, 3};
   REQUIRE(all.size() == 23 + kFragment + 22 + kFragment + last.size());
   CHECK(Bytes(all.begin(), all.begin() + 28) == first);
   const auto at = all.begin() + 23 + kFragment;
@@ -153,9 +163,11 @@ TEST_CASE("each fragmented message has a sequence of its own", "[send_queue]") {
   CHECK(numbers(stream) == std::vector<std::uint32_t>{1, 2});
 }
 
-// --- writing directly --------------------------------------------------------------------------------------------
+// --- writing directly
+// --------------------------------------------------------------------------------------------
 
-TEST_CASE("a message pushed into an idle queue is on the socket when push returns", "[send_queue]") {
+TEST_CASE("a message pushed into an idle queue is on the socket when push returns",
+          "[send_queue]") {
   SocketPair sockets;
   SendQueue queue(sockets.near.get(), true);
   CHECK(queue.push(message_of(kTuple, kPayload)) == Pushed::kDone);
@@ -182,7 +194,8 @@ TEST_CASE("while the writer is at work nobody else writes, and nobody wakes it",
   CHECK(queue.push(message_of(kTuple, kPayload)) == Pushed::kDone);
   CHECK(received(sockets.far.get()).empty());
   const Stream rest = stream_of(joined(bytes_of(held), drained(queue)));
-  CHECK(rest.kinds == std::vector{Frame::Kind::kFirstFragment, Frame::Kind::kWhole, Frame::Kind::kFragment});
+  CHECK(rest.kinds ==
+        std::vector{Frame::Kind::kFirstFragment, Frame::Kind::kWhole, Frame::Kind::kFragment});
   CHECK(queue.idle());
 }
 
@@ -195,7 +208,8 @@ TEST_CASE("an idle queue whose writer was woken waits for the writer", "[send_qu
   CHECK_FALSE(queue.idle());
 }
 
-TEST_CASE("what the socket does not take at once is left to the writer, byte for byte", "[send_queue]") {
+TEST_CASE("what the socket does not take at once is left to the writer, byte for byte",
+          "[send_queue]") {
   SocketPair sockets(4096);
   SendQueue queue(sockets.near.get(), true);
   CHECK(queue.push(numbered_message({1, 0, 1, kFragment - 100})) == Pushed::kWake);
@@ -218,7 +232,8 @@ TEST_CASE("a socket that takes nothing keeps the message for the writer", "[send
   CHECK(taken(queue) == kWholeFrame);
 }
 
-TEST_CASE("a peer that is gone leaves the message to the writer, who meets the error", "[send_queue]") {
+TEST_CASE("a peer that is gone leaves the message to the writer, who meets the error",
+          "[send_queue]") {
   SocketPair sockets;
   SendQueue queue(sockets.near.get(), true);
   sockets.far.reset();
@@ -243,7 +258,8 @@ TEST_CASE("messages pushed together leave together and in order, however many", 
   CHECK(numbers(stream_of(joined(begun, drained(queue)))) == expected);
 }
 
-TEST_CASE("a few messages pushed together into an idle queue are on the socket at once", "[send_queue]") {
+TEST_CASE("a few messages pushed together into an idle queue are on the socket at once",
+          "[send_queue]") {
   SocketPair sockets;
   SendQueue queue(sockets.near.get(), true);
   std::vector<dist::Message> messages;
@@ -253,7 +269,8 @@ TEST_CASE("a few messages pushed together into an idle queue are on the socket a
   CHECK(queue.idle());
 }
 
-// --- order -------------------------------------------------------------------------------------------------------
+// --- order
+// -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("small messages pass between the fragments of a large one", "[send_queue]") {
   SendQueue queue(-1, true);
@@ -277,7 +294,8 @@ TEST_CASE("a message waits for the large one before it in its lane", "[send_queu
   CHECK(numbers(stream_of(drained(queue))) == std::vector<std::uint32_t>{3, 1, 2, 4});
 }
 
-TEST_CASE("a large message waits for the small ones before it in its lane, however many", "[send_queue]") {
+TEST_CASE("a large message waits for the small ones before it in its lane, however many",
+          "[send_queue]") {
   SendQueue queue(-1, true);
   std::vector<std::uint32_t> expected;
   for (std::uint32_t i = 0; i < 300; ++i) {
@@ -288,7 +306,8 @@ TEST_CASE("a large message waits for the small ones before it in its lane, howev
   expected.push_back(300);
   const Stream stream = stream_of(drained(queue));
   CHECK(numbers(stream) == expected);
-  const auto fragment = std::find(stream.kinds.begin(), stream.kinds.end(), Frame::Kind::kFirstFragment);
+  const auto fragment =
+      std::find(stream.kinds.begin(), stream.kinds.end(), Frame::Kind::kFirstFragment);
   CHECK(fragment - stream.kinds.begin() == 300);
 }
 
@@ -323,7 +342,8 @@ TEST_CASE("messages of no lane wait for nobody", "[send_queue]") {
   CHECK(numbers(stream_of(drained(queue))) == std::vector<std::uint32_t>{2, 1});
 }
 
-TEST_CASE("once a lane's large message is out, its next message goes straight to the socket", "[send_queue]") {
+TEST_CASE("once a lane's large message is out, its next message goes straight to the socket",
+          "[send_queue]") {
   SocketPair sockets;
   SendQueue queue(sockets.near.get(), true);
   queue.push(large(1, 7, 2));
@@ -332,7 +352,8 @@ TEST_CASE("once a lane's large message is out, its next message goes straight to
   CHECK(numbers(stream_of(received(sockets.far.get()))) == std::vector<std::uint32_t>{2});
 }
 
-// --- ticks -------------------------------------------------------------------------------------------------------
+// --- ticks
+// -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("a tick on an idle queue is four zero bytes on the socket", "[send_queue]") {
   SocketPair sockets;
@@ -355,9 +376,11 @@ TEST_CASE("with traffic waiting there is no tick", "[send_queue]") {
   CHECK(drained(queue) == kWholeFrame);
 }
 
-// --- bounds and the end ------------------------------------------------------------------------------------------
+// --- bounds and the end
+// ------------------------------------------------------------------------------------------
 
-TEST_CASE("over the budget messages are refused, and taken again once bytes have left", "[send_queue]") {
+TEST_CASE("over the budget messages are refused, and taken again once bytes have left",
+          "[send_queue]") {
   // Memory nobody writes to is never really there.
   const auto huge = [] {
     dist::Message message(dist::kMaxQueuedBytes / 2 + 1024);
@@ -393,7 +416,8 @@ TEST_CASE("messages behind a large one of their lane count for the budget, once"
   CHECK(queue.push(message_of(kTuple)) == Pushed::kOverBudget);
   // The first of the four leaves; the three behind it are no more than they were.
   SendQueue::Batch batch;
-  for (std::size_t sent = 0; sent < kFragments; sent += batch.parts.size() / 2) REQUIRE(queue.take(batch));
+  for (std::size_t sent = 0; sent < kFragments; sent += batch.parts.size() / 2)
+    REQUIRE(queue.take(batch));
   CHECK(queue.push(huge()) != Pushed::kOverBudget);
   CHECK(queue.push(message_of(kTuple)) == Pushed::kOverBudget);
 }
@@ -423,18 +447,23 @@ TEST_CASE("a batch the writer holds stays whole when the queue closes", "[send_q
   REQUIRE(queue.take(batch));
   queue.close();
   const Bytes all = bytes_of(batch);
-  CHECK(numbered(stream_of(Bytes(all.begin(), all.begin() + 4 + etf::read_u32(all.data()))).messages.at(0)).number == 1);
+  CHECK(
+      numbered(
+          stream_of(Bytes(all.begin(), all.begin() + 4 + etf::read_u32(all.data()))).messages.at(0))
+          .number == 1);
   CHECK(all.size() == batch.bytes);
 }
 
-// --- many threads ------------------------------------------------------------------------------------------------
+// --- many threads
+// ------------------------------------------------------------------------------------------------
 
 namespace {
 
 // The link's writer: sleeps until a push asks for it, then writes until nothing waits.
 class Writer {
  public:
-  Writer(SendQueue& queue, int descriptor) : thread_([this, &queue, descriptor] { run(queue, descriptor); }) {}
+  Writer(SendQueue& queue, int descriptor)
+      : thread_([this, &queue, descriptor] { run(queue, descriptor); }) {}
   ~Writer() {
     {
       const std::lock_guard lock(mutex_);
@@ -478,7 +507,8 @@ std::size_t random_size(std::mt19937& random) {
 
 }  // namespace
 
-TEST_CASE("each lane of each of many threads arrives in order and undamaged", "[send_queue][threads]") {
+TEST_CASE("each lane of each of many threads arrives in order and undamaged",
+          "[send_queue][threads]") {
   constexpr std::uint32_t kThreads = 4;
   constexpr std::uint32_t kLanes = 2;
   constexpr std::uint32_t kMessages = 1500;
@@ -521,9 +551,11 @@ TEST_CASE("each lane of each of many threads arrives in order and undamaged", "[
         std::vector<dist::Message> together;
         for (std::uint32_t i = 0; i < kMessages; ++i) {
           const std::uint32_t which = random() % kLanes;
-          together.push_back(numbered_message({sender, sender * kLanes + which + 1, count[which]++, random_size(random)}));
+          together.push_back(numbered_message(
+              {sender, sender * kLanes + which + 1, count[which]++, random_size(random)}));
           if (random() % 3 == 0 && i + 1 < kMessages) continue;  // gather a few
-          const Pushed pushed = together.size() == 1 ? queue.push(std::move(together[0])) : queue.push_all(together);
+          const Pushed pushed =
+              together.size() == 1 ? queue.push(std::move(together[0])) : queue.push_all(together);
           together.clear();
           if (pushed == Pushed::kWake) writer.wake();
         }
@@ -546,7 +578,9 @@ TEST_CASE("closing in the middle of many pushes ends them all", "[send_queue][th
     threads.emplace_back([&, sender] {
       std::mt19937 random(sender);
       SendQueue::Batch batch;
-      for (std::uint32_t i = 0; queue.push(numbered_message({sender, 1, i, random_size(random)})) != Pushed::kClosed; ++i) {
+      for (std::uint32_t i = 0;
+           queue.push(numbered_message({sender, 1, i, random_size(random)})) != Pushed::kClosed;
+           ++i) {
         if (sender == 0) queue.take(batch);
         if (sender == 0) received(sockets.far.get());
       }

@@ -1,11 +1,11 @@
 #include "tests/cpp/interpreter.hpp"
 
 #include <atomic>
+#include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
