@@ -72,6 +72,12 @@ const etf::Buffer& noproc() {
   return atom;
 }
 
+// Stands for an exit reason nested beyond the limit: legal in a BEAM, and no reason to drop a link.
+const etf::Buffer& too_deep() {
+  static const etf::Buffer atom = encode_atom("reason_too_deep");
+  return atom;
+}
+
 const etf::Buffer& noconnection() {
   static const etf::Buffer atom = encode_atom("noconnection");
   return atom;
@@ -763,6 +769,7 @@ void Node::on_unlink_ack(Link& link, const Control& control) {
 void Node::on_exit(Link& link, const Control& control, etf::Bytes reason) {
   etf::Reader in(reason);
   auto checked = in.term();  // it is passed on to others, byte for byte
+  if (!checked && checked.error().code == ErrorCode::kTooDeep) checked = too_deep().bytes();
   if (!checked) return reject(link, checked.error(), "an exit reason that cannot be understood");
   Process* process = target(control.to);
   if (process == nullptr) return;
@@ -781,6 +788,7 @@ void Node::on_exit(Link& link, const Control& control, etf::Bytes reason) {
 void Node::on_down(Link& link, const Control& control, etf::Bytes reason) {
   etf::Reader in(reason);
   auto checked = in.term();
+  if (!checked && checked.error().code == ErrorCode::kTooDeep) checked = too_deep().bytes();
   if (!checked) return reject(link, checked.error(), "an exit reason that cannot be understood");
   Process* owner = target(control.to);
   if (owner == nullptr) return;

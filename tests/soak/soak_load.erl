@@ -60,12 +60,12 @@ step(4, Node) ->
     {ok, done} = call(Node, {call, asyncio, sleep, [0.01, done]});
 step(5, Node) ->
     {_, Ref} = spawn_monitor(Node, time, sleep, [0.01]),
-    receive {'DOWN', Ref, process, _, normal} -> ok after 20000 -> error(late) end;
+    normal = ended(Ref);
 step(6, Node) ->
     {Pid, Ref} = spawn_monitor(Node, soak_target, spin, [0.2]),
     timer:sleep(rand:uniform(20)),
     exit(Pid, kill),
-    receive {'DOWN', Ref, process, Pid, killed} -> ok after 20000 -> error(late) end;
+    killed = ended(Ref);
 step(7, Node) ->
     % A caller that dies in mid-call, in Python code and in a coroutine.
     Victims = [
@@ -95,9 +95,12 @@ step(13, Node) ->
     Ref = monitor(process, Pid),
     7 = gen_server:call(Pid, {add, 7}, 20000),
     exit(Pid, bye),
-    receive {'DOWN', Ref, process, Pid, bye} -> ok after 20000 -> error(late) end;
+    bye = ended(Ref);
 step(14, Node) ->
     {error, {bad_term, _}} = call(Node, {call, soak_target, same, [nested(3000, [])]}).
+
+ended(Ref) ->
+    receive {'DOWN', Ref, process, _, Reason} -> Reason after 20000 -> late end.
 
 nested(0, Term) -> Term;
 nested(N, Term) -> nested(N - 1, [Term]).
