@@ -21,7 +21,9 @@ from erlang.terms import Atom, Pid, Ref
 __all__ = ["Exit", "GenServer", "NO_REPLY", "Process", "reply", "self_pid"]
 
 _NORMAL = Atom("normal")
-_current: contextvars.ContextVar[Pid | None] = contextvars.ContextVar("erlang_process", default=None)
+_current: contextvars.ContextVar[Pid | None] = contextvars.ContextVar(
+    "erlang_process", default=None
+)
 
 
 class _NoReply:
@@ -58,7 +60,11 @@ def _reason_of(error: BaseException) -> Any:
     if isinstance(error, Exit):
         return error.reason
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
     text = "".join(traceback.format_exception(error))
     return Atom("python"), name, str(error), text
 
@@ -118,7 +124,9 @@ class Process:
         if self._owner is not None:
             self._owner.cancel()
 
-    async def receive(self, match: Callable[[Any], bool] | None = None, timeout: float | None = None) -> Any:
+    async def receive(
+        self, match: Callable[[Any], bool] | None = None, timeout: float | None = None
+    ) -> Any:
         """The first message that `match` accepts; the others stay, in order.
 
         Raises TimeoutError when none came in time.
