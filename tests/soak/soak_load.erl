@@ -62,7 +62,7 @@ step(5, Node) ->
     {_, Ref} = spawn_monitor(Node, time, sleep, [0.01]),
     normal = ended(Ref);
 step(6, Node) ->
-    {Pid, Ref} = spawn_monitor(Node, soak_target, spin, [0.2]),
+    {Pid, Ref} = spawn_monitor(Node, soak_target, spin, [10]),
     timer:sleep(rand:uniform(20)),
     exit(Pid, kill),
     killed = ended(Ref);
