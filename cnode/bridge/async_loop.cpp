@@ -140,7 +140,8 @@ void AsyncLoop::end_tasks(PyObject* asyncio) {
   py::Ref list = py::check(PySequence_List(tasks.get()));
   if (PyList_GET_SIZE(list.get()) == 0) return;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.get()); ++i) {
-    py::Ref ignored = py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
+    py::Ref ignored =
+        py::Ref::steal(PyObject_CallMethod(PyList_GET_ITEM(list.get(), i), "cancel", nullptr));
     if (!ignored) PyErr_Clear();
   }
   py::Ref wait = py::attribute(asyncio, "wait");

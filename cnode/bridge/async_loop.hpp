@@ -56,7 +56,7 @@ class AsyncLoop {
 
   void run();
   void push(Item item);
-  void drop(Item& item);             // under the GIL where it has a coroutine
+  void drop(Item& item);  // under the GIL where it has a coroutine
   void end_tasks(PyObject* asyncio);
   void drain();
   void begin(const CallPtr& call, py::Ref coroutine);

@@ -129,7 +129,8 @@ void Router::on_request(dist::Link& link, dist::Incoming message) {
   auto call = std::make_shared<Call>();
   call->kind = Call::Kind::kRequest;
   call->link = link.shared_from_this();
-  // A call may have been passed on by another node than the caller's own: the answer goes to the caller's.
+  // A call may have been passed on by another node than the caller's own: the answer goes to the
+  // caller's.
   if (const std::string home = parsed->from.node.utf8(); home != link.peer().name) {
     if (auto direct = node_->link_to(home)) call->link = std::move(direct);
   }

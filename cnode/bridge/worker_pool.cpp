@@ -160,8 +160,8 @@ WorkerPool::Worker* WorkerPool::worker_for_new_call() {
   return wake_one();
 }
 
-// Not when the only worker awake is on its way to a lone call. One that is at work may take this call as well, and
-// leave the answer before it unflushed for as long.
+// Not when the only worker awake is on its way to a lone call. One that is at work may take this
+// call as well, and leave the answer before it unflushed for as long.
 bool WorkerPool::needs_watching(const Worker* woken) const {
   return woken == nullptr || queue_.size() > 1 || active_ > 1;
 }

@@ -17,7 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The built-in module's name until it is put into its package: the import system finds no built-in submodules.
+// The built-in module's name until it is put into its package: the import system finds no built-in
+// submodules.
 constexpr const char* kBuiltIn = "_sidewinder_native";
 
 // Where the `erlang` package lies, seen from the program: a build tree or an installation.
@@ -70,8 +71,7 @@ void set_path(PyConfig& config, wchar_t** field, const fs::path& path) {
 void start_interpreter(const Config& config) {
   const std::string package = package_directory();
   if (!config.venv.empty()) check_venv(config.venv);
-  if (PyImport_AppendInittab(kBuiltIn, PyInit__native) < 0)
-    throw ConfigError("python: no memory");
+  if (PyImport_AppendInittab(kBuiltIn, PyInit__native) < 0) throw ConfigError("python: no memory");
 
   PyConfig python;
   PyConfig_InitPythonConfig(&python);

@@ -231,7 +231,7 @@ class GenServer:
         if not self._stopped:
             context = contextvars.copy_context()
             context.run(_current.set, self.pid)
-            self._task = context.run(loop.create_task, self._serve())
+            self._task = loop.create_task(self._serve(), context=context)
 
     def _deliver(self, messages: list[Any]) -> None:
         self._messages.extend(messages)
@@ -254,7 +254,7 @@ class GenServer:
             return await callback(*args)
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(None, lambda: context.run(callback, *args))
+        result: Any = await loop.run_in_executor(None, lambda: context.run(callback, *args))
         return await result if inspect.isawaitable(result) else result
 
     async def _serve(self) -> None:

@@ -41,7 +41,9 @@ class Program {
     const py::GilGuard gil;
     runtime.reset();
   }
-  Peer connect(const std::string& name = "peer@127.0.0.1") { return Peer(connect_to(runtime->node().port()), {.name = name}); }
+  Peer connect(const std::string& name = "peer@127.0.0.1") {
+    return Peer(connect_to(runtime->node().port()), {.name = name});
+  }
   void run(std::function<void()> what) {
     std::promise<void> done;
     asio::post(context_, [&] {
@@ -53,7 +55,8 @@ class Program {
 
  private:
   asio::io_context context_{1};
-  asio::executor_work_guard<asio::io_context::executor_type> work_ = asio::make_work_guard(context_);
+  asio::executor_work_guard<asio::io_context::executor_type> work_ =
+      asio::make_work_guard(context_);
   std::thread thread_;
 
  public:
@@ -66,7 +69,8 @@ Bytes encoded(Append append) {
 }
 
 // {call, Module, Function, [Argument]}, with the id of a batch's item where there is one.
-Bytes call_of(const std::string& module, const std::string& function, double argument, std::int64_t id = -1) {
+Bytes call_of(const std::string& module, const std::string& function, double argument,
+              std::int64_t id = -1) {
   return encoded([&](etf::Writer& out) {
     out.tuple(id < 0 ? 4 : 5).atom("call");
     if (id >= 0) out.integer(id);
@@ -75,12 +79,15 @@ Bytes call_of(const std::string& module, const std::string& function, double arg
 }
 
 void send_call(Peer& peer, std::uint32_t number, const Bytes& request) {
-  peer.send(encoded([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "py"); }), encoded([&](etf::Writer& out) {
-              out.tuple(3).atom("$gen_call").tuple(2).raw(peer.pid()).raw(peer.ref(number)).raw(request);
-            }));
+  peer.send(
+      encoded([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "py"); }),
+      encoded([&](etf::Writer& out) {
+        out.tuple(3).atom("$gen_call").tuple(2).raw(peer.pid()).raw(peer.ref(number)).raw(request);
+      }));
 }
 void send_batch(Peer& peer, const std::vector<Bytes>& items) {
-  peer.send(encoded([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "py"); }), encoded([&](etf::Writer& out) {
+  peer.send(encoded([&](etf::Writer& out) { dist::append_reg_send(out, peer.pid(), "py"); }),
+            encoded([&](etf::Writer& out) {
               out.tuple(2).atom("$py_batch").list(static_cast<std::uint32_t>(items.size()));
               for (const Bytes& item : items) out.raw(item);
               out.nil();
@@ -104,7 +111,8 @@ std::map<std::int64_t, Bytes> replies(Peer& peer, std::size_t count) {
     const Signal signal = peer.receive();
     etf::Reader in(signal.payload);
     if (!in.tuple()) throw std::runtime_error("not a reply");
-    if (auto label = in.atom(); !label || !(*label == "$py_replies")) throw std::runtime_error("not a reply");
+    if (auto label = in.atom(); !label || !(*label == "$py_replies"))
+      throw std::runtime_error("not a reply");
     const auto length = in.list();
     for (std::uint32_t i = 0; length && i < *length; ++i) {
       if (!in.tuple()) throw std::runtime_error("not a reply");
@@ -138,7 +146,12 @@ TEST_CASE("a cancelled call of a batch is answered so, on a worker and on the lo
   Program program;
   Peer peer = program.connect();
   const Bytes loop_code = encoded([&](etf::Writer& out) {
-    out.tuple(5).atom("eval").integer(2).raw(peer.pid()).binary("sum(1 for i in iter(int, 1))").map(0);
+    out.tuple(5)
+        .atom("eval")
+        .integer(2)
+        .raw(peer.pid())
+        .binary("sum(1 for i in iter(int, 1))")
+        .map(0);
   });
   send_batch(peer, {call_of("asyncio", "sleep", 1000.0, 1), loop_code});
   peer.barrier();
@@ -156,7 +169,8 @@ TEST_CASE("a peer that is lost takes its calls along", "[runtime]") {
   Peer other = program.connect("other@127.0.0.1");
   {
     Peer peer = program.connect();
-    send_batch(peer, {call_of("asyncio", "sleep", 1000.0, 1), call_of("asyncio", "sleep", 1000.0, 2)});
+    send_batch(peer,
+               {call_of("asyncio", "sleep", 1000.0, 1), call_of("asyncio", "sleep", 1000.0, 2)});
     peer.barrier();
     REQUIRE(eventually([&] { return program.runtime->loop().tasks() == 2; }));
   }
@@ -165,7 +179,8 @@ TEST_CASE("a peer that is lost takes its calls along", "[runtime]") {
   CHECK(other.receive().payload == answer(other, 1, ok(4.0)));
 }
 
-TEST_CASE("draining finishes what was accepted, refuses what is new, and then closes", "[runtime]") {
+TEST_CASE("draining finishes what was accepted, refuses what is new, and then closes",
+          "[runtime]") {
   Program program;
   Peer peer = program.connect();
   send_call(peer, 1, call_of("time", "sleep", 0.5));
@@ -177,18 +192,26 @@ TEST_CASE("draining finishes what was accepted, refuses what is new, and then cl
   CHECK(peer.receive().payload == answer(peer, 2, error("draining")));
   CHECK(replies(peer, 1).at(3) == error("draining"));
   const Signal finished = peer.receive();
-  CHECK(finished.payload == answer(peer, 1, encoded([](etf::Writer& out) { out.tuple(2).atom("ok").atom("none"); })));
+  CHECK(finished.payload ==
+        answer(peer, 1, encoded([](etf::Writer& out) { out.tuple(2).atom("ok").atom("none"); })));
   CHECK(peer.closed());
   CHECK(drained.get_future().wait_for(kDeadline) == std::future_status::ready);
 }
 
-TEST_CASE("a drain whose time is up cancels what still runs, and the node stops without waiting for it", "[runtime]") {
+TEST_CASE(
+    "a drain whose time is up cancels what still runs, and the node stops without waiting for it",
+    "[runtime]") {
   const auto begin = std::chrono::steady_clock::now();
   {
     Program program(2);
     Peer peer = program.connect();
     const Bytes endless = encoded([&](etf::Writer& out) {
-      out.tuple(5).atom("eval").integer(1).raw(peer.pid()).binary("sum(1 for i in iter(int, 1))").map(0);
+      out.tuple(5)
+          .atom("eval")
+          .integer(1)
+          .raw(peer.pid())
+          .binary("sum(1 for i in iter(int, 1))")
+          .map(0);
     });
     send_batch(peer, {endless, call_of("asyncio", "sleep", 1000.0, 2)});
     peer.barrier();
@@ -204,7 +227,8 @@ TEST_CASE("a drain whose time is up cancels what still runs, and the node stops 
   CHECK(std::chrono::steady_clock::now() - begin < 20s);
 }
 
-TEST_CASE("many peers call, cancel, come and go, and each gets its own answers", "[runtime][threads]") {
+TEST_CASE("many peers call, cancel, come and go, and each gets its own answers",
+          "[runtime][threads]") {
   constexpr int kPeers = 4;
   constexpr int kRounds = 30;
   Program program;
@@ -219,15 +243,18 @@ TEST_CASE("many peers call, cancel, come and go, and each gets its own answers",
         for (int round = 0; round < kRounds; ++round) {
           if (round % 10 == 9) {
             // Goes with calls under way, and comes again.
-            send_batch(*peer, {call_of("asyncio", "sleep", 50.0, 1), call_of("time", "sleep", 0.01, 2)});
+            send_batch(*peer,
+                       {call_of("asyncio", "sleep", 50.0, 1), call_of("time", "sleep", 0.01, 2)});
             peer = std::make_unique<Peer>(program.connect(name));
           }
           std::vector<Bytes> items;
           const int base = which * 100'000 + round * 100;
-          for (int i = 0; i < 20; ++i) items.push_back(call_of("math", "sqrt", (base + i) * 1.0 * (base + i), base + i));
+          for (int i = 0; i < 20; ++i)
+            items.push_back(call_of("math", "sqrt", (base + i) * 1.0 * (base + i), base + i));
           items.push_back(call_of("asyncio", "sleep", 0.001, base + 20));
           items.push_back(call_of("asyncio", "sleep", 100.0, base + 21));
-          items.push_back(encoded([&](etf::Writer& out) { out.tuple(2).atom("cancel").integer(base + 21); }));
+          items.push_back(
+              encoded([&](etf::Writer& out) { out.tuple(2).atom("cancel").integer(base + 21); }));
           send_batch(*peer, items);
           const auto came = replies(*peer, 22);
           for (int i = 0; i < 20; ++i) {

@@ -182,7 +182,8 @@ TEST_CASE("an answer is flushed though the worker is already in its next call, h
     const auto end = std::chrono::steady_clock::now() + 5s;
     while (!condition() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   };
-  REQUIRE(eventually([&] { return over.flushes == 2; }));  // both workers are about to wait for calls
+  REQUIRE(
+      eventually([&] { return over.flushes == 2; }));  // both workers are about to wait for calls
   ::usleep(20'000);
   REQUIRE(over.push([&] {
     first_runs.open();
