@@ -199,6 +199,21 @@ TEST_CASE("while the writer is at work nobody else writes, and nobody wakes it",
   CHECK(queue.idle());
 }
 
+TEST_CASE("while the writer holds the last of what waited nobody writes past it", "[send_queue]") {
+  SocketPair sockets;
+  SendQueue queue(sockets.near.get(), true);
+  queue.push(large(1, 0, 2));
+  SendQueue::Batch first;
+  SendQueue::Batch last;
+  REQUIRE(queue.take(first));
+  REQUIRE(queue.take(last));
+  CHECK_FALSE(queue.idle());
+  CHECK(queue.push(message_of(kTuple, kPayload)) == Pushed::kDone);
+  CHECK(queue.push_tick() == Pushed::kDone);
+  CHECK(received(sockets.far.get()).empty());
+  CHECK(taken(queue) == kWholeFrame);
+}
+
 TEST_CASE("an idle queue whose writer was woken waits for the writer", "[send_queue]") {
   SocketPair sockets;
   SendQueue queue(sockets.near.get(), true);
