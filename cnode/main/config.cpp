@@ -24,6 +24,11 @@ namespace {
 
 using Kind = Setting::Kind;
 
+// Read before any other thread exists.
+const char* environment(const char* name) {
+  return std::getenv(name);  // NOLINT(concurrency-mt-unsafe)
+}
+
 std::string host_name() {
   std::array<char, 256> name{};
   if (gethostname(name.data(), name.size() - 1) != 0) return "localhost";
@@ -34,7 +39,7 @@ std::string full_host_name() {
   addrinfo hints{};
   hints.ai_flags = AI_CANONNAME;
   addrinfo* found = nullptr;
-  const std::string name = host_name();
+  std::string name = host_name();
   if (getaddrinfo(name.c_str(), nullptr, &hints, &found) != 0) return name;
   std::string full = found->ai_canonname != nullptr ? found->ai_canonname : name;
   freeaddrinfo(found);
@@ -94,7 +99,7 @@ std::string node_name(const Config& config) {
   if (name.empty() && sname.empty())
     throw ConfigError("name: a node needs --name NAME@HOST or --sname NAME");
   if (!sname.empty()) {
-    const std::string host = host_name().substr(0, host_name().find('.'));
+    std::string host = host_name().substr(0, host_name().find('.'));
     if (sname == "undefined") return host;  // the first peer we dial names us
     std::string full = sname.find('@') == std::string::npos ? sname + "@" + host : sname;
     if (full.substr(full.find('@')).find('.') != std::string::npos) {
@@ -190,7 +195,7 @@ void read_values(Config& config, int argc, char** argv) {
     }
     if (options[setting.name]->count() > 0) {
       value = {given[setting.name], "flag"};
-    } else if (const char* text = std::getenv(variable.c_str()); text != nullptr && *text != '\0') {
+    } else if (const char* text = environment(variable.c_str()); text != nullptr && *text != '\0') {
       value.origin = variable;
       if (setting.kind != Kind::kList) {
         value.values = {text};
@@ -266,7 +271,7 @@ Config read_config(int argc, char** argv) {
   node.name = node_name(config);
   std::string cookie_file = one(config, "cookie-file");
   if (cookie_file.rfind("~/", 0) == 0) {
-    const char* home = std::getenv("HOME");
+    const char* home = environment("HOME");
     cookie_file = std::string(home != nullptr ? home : "") + cookie_file.substr(1);
   }
   node.cookie = read_cookie(cookie_file);
@@ -280,7 +285,7 @@ Config read_config(int argc, char** argv) {
   if (!node.use_epmd && node.first_port == 0 && node.peers.empty()) {
     throw ConfigError("dist-port: without epmd a node needs a fixed port or a --peer");
   }
-  if (const char* port = std::getenv("ERL_EPMD_PORT"); port != nullptr && *port != '\0') {
+  if (const char* port = environment("ERL_EPMD_PORT"); port != nullptr && *port != '\0') {
     std::uint16_t value = 0;
     const std::string text(port);
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -289,7 +294,7 @@ Config read_config(int argc, char** argv) {
     }
     node.epmd.port = value;
   }
-  if (const char* address = std::getenv("ERL_EPMD_ADDRESS");
+  if (const char* address = environment("ERL_EPMD_ADDRESS");
       address != nullptr && *address != '\0') {
     node.epmd.host = std::string(address).substr(0, std::string(address).find(','));
   }
@@ -315,7 +320,7 @@ Config read_config(int argc, char** argv) {
     throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
   config.none_atom = one(config, "none");
   config.drain = std::chrono::seconds(number(config, "drain-timeout", 0, 86'400));
-  if (const char* eof = std::getenv("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {
+  if (const char* eof = environment("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {
     config.stop_on_stdin_eof = std::string(eof) == "1";
   }
   return config;

@@ -48,10 +48,10 @@ void become_init_if_first() {
   if (getpid() != 1) return;
   sigset_t all, before;
   sigfillset(&all);
-  sigprocmask(SIG_BLOCK, &all, &before);
+  pthread_sigmask(SIG_BLOCK, &all, &before);
   const pid_t child = fork();
   if (child <= 0) {
-    sigprocmask(SIG_SETMASK, &before, nullptr);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     return;
   }
   g_child = child;
@@ -59,7 +59,7 @@ void become_init_if_first() {
   action.sa_handler = pass_on;
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2})
     sigaction(signal, &action, nullptr);
-  sigprocmask(SIG_SETMASK, &before, nullptr);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   for (;;) {
     int status = 0;
     const pid_t ended = waitpid(-1, &status, 0);
