@@ -159,9 +159,11 @@ PyObject* AsyncLoop::on_readable(PyObject* self, PyObject*) {
 PyObject* AsyncLoop::on_flush(PyObject* self, PyObject*) {
   auto* loop = static_cast<AsyncLoop*>(PyCapsule_GetPointer(self, kLoopCapsule));
   loop->flush_scheduled_ = false;
-  const py::GilRelease released;
-  loop->hooks_.flush();
-  Py_RETURN_NONE;
+  {
+    const py::GilRelease released;
+    loop->hooks_.flush();
+  }
+  Py_RETURN_NONE;  // under the GIL again: it counts a reference
 }
 
 PyObject* AsyncLoop::on_done(PyObject* self, PyObject* task) {
