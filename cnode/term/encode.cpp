@@ -527,7 +527,7 @@ void Encoder::put_other(PyObject* object) {
       const py::Ref noted =
           py::Ref::steal(PyObject_CallMethod(error.exception(), "add_note", "s", note.c_str()));
       if (!noted) PyErr_Clear();
-      throw error;
+      throw py::Error(error);
     }
   }
   fail(PyExc_ValueError, "its encoders hand on to one another without end");

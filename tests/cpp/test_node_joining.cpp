@@ -77,10 +77,11 @@ TEST_CASE("processes of two nodes watch each other through their link", "[node]"
   const Bytes pid = acceptor.pid_of(watched);
   dialler.run([&] {
     auto& process = *dialler.node->processes().find(owner);
-    dialler.node->monitor(process, "b@127.0.0.1", atom("server"), dialler.node->make_ref());
-    dialler.node->monitor(process, "b@127.0.0.1", atom("nobody"), dialler.node->make_ref());
+    // In this order: the answer to the last tells that all have arrived.
     etf::Reader in(pid);
     dialler.node->link(process, "b@127.0.0.1", *in.pid());
+    dialler.node->monitor(process, "b@127.0.0.1", atom("server"), dialler.node->make_ref());
+    dialler.node->monitor(process, "b@127.0.0.1", atom("nobody"), dialler.node->make_ref());
   });
   CHECK(dialler.recorder.next("DOWN").bytes == atom("noproc"));
   acceptor.exit(watched, atom("reason"));
@@ -215,6 +216,7 @@ TEST_CASE("a peer that comes again while its old link stands takes its place", "
   Peer again(node);
   CHECK(again.info().replaces_link);
   CHECK(node.recorder.next("up").peer == "peer@127.0.0.1");
+  CHECK(node.recorder.count("down") == 1);  // the old link's end was told first
   CHECK(node.recorder.next("down").peer == "peer@127.0.0.1");
   CHECK(node.recorder.next("exit").bytes == atom("noconnection"));
   CHECK(old.closed());

@@ -109,6 +109,7 @@ std::map<std::int64_t, Bytes> replies(Peer& peer, std::size_t count) {
   std::map<std::int64_t, Bytes> all;
   while (all.size() < count) {
     const Signal signal = peer.receive();
+    if (signal.control.op == dist::Op::kMonitorP) continue;  // of the batch's sender
     etf::Reader in(signal.payload);
     if (!in.tuple()) throw std::runtime_error("not a reply");
     if (auto label = in.atom(); !label || !(*label == "$py_replies"))
