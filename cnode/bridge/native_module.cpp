@@ -47,6 +47,17 @@ auto on_reactor(Runtime& runtime, Ask ask) {
   return future.get();
 }
 
+// Has a process of this node send a signal, and returns when it stands in the link's queue: what
+// this thread sends next must not overtake it.
+template <class Send>
+void send_signal(Runtime& runtime, dist::ProcessId id, Send send) {
+  on_reactor(runtime, [id, send](dist::Node& node) {
+    dist::Process* own = node.processes().find(id);
+    if (own != nullptr) send(node, *own);
+    return own != nullptr;
+  });
+}
+
 py::Ref none() { return py::Ref::borrow(Py_None); }
 py::Ref boolean(bool value) { return py::Ref::borrow(value ? Py_True : Py_False); }
 
@@ -242,12 +253,28 @@ PyObject* reply(PyObject*, PyObject* arguments) {
   });
 }
 
+// Loop thread.
+void begin_process(PyProcess& process) {
+  const py::Ref begin = py::Ref::steal(std::exchange(process.begin, nullptr));
+  Runtime* runtime = Runtime::current();
+  if (!begin || process.ended || runtime == nullptr) return;
+  try {
+    const etf::Buffer encoded = encode_pid(process.pid);
+    const py::Ref pid = runtime->codec().pid(view_of(encoded));
+    py::check(PyObject_CallOneArg(begin.get(), pid.get()));
+  } catch (const py::Error& error) {
+    spdlog::error("a process cannot begin: {}", error.describe().message);
+  }
+}
+
 PyObject* spawn_process(PyObject*, PyObject* arguments) {
   return guarded([&] {
     PyObject* deliver = nullptr;
     PyObject* stop = nullptr;
     PyObject* name = Py_None;
-    if (PyArg_ParseTuple(arguments, "OO|O", &deliver, &stop, &name) == 0) py::throw_fetched();
+    PyObject* begin = Py_None;
+    if (PyArg_ParseTuple(arguments, "OO|OO", &deliver, &stop, &name, &begin) == 0)
+      py::throw_fetched();
     Runtime& runtime = running();
     const std::string wanted =
         name == Py_None ? std::string() : text_argument(name, "a process's name");
@@ -271,8 +298,16 @@ PyObject* spawn_process(PyObject*, PyObject* arguments) {
       Py_CLEAR(process->stop);
       py::raise(PyExc_ValueError, "the name '" + wanted + "' is taken");
     }
-    const etf::Buffer pid = encode_pid(process->pid);
-    return runtime.codec().pid(view_of(pid));
+    const etf::Buffer encoded = encode_pid(process->pid);
+    py::Ref pid = runtime.codec().pid(view_of(encoded));
+    // From here, and not by the caller: a cancellation may strike it at once, and the process would
+    // be nobody's.
+    if (begin != Py_None) {
+      Py_INCREF(begin);
+      process->begin = begin;
+      runtime.loop().post([process] { begin_process(*process); });
+    }
+    return pid;
   });
 }
 
@@ -380,10 +415,10 @@ PyObject* monitor(PyObject*, PyObject* arguments) {
     const etf::Ref ref = runtime.node().make_ref();
     auto raw =
         std::make_shared<etf::Buffer>(to.pid ? encode_pid(*to.pid) : dist::encode_atom(to.name));
-    runtime.answers().post([raw, ref, node_name = to.node, id = local_id(pid)](dist::Node& node) {
-      if (dist::Process* process = node.processes().find(id))
-        node.monitor(*process, node_name, raw->bytes(), ref);
-    });
+    send_signal(runtime, local_id(pid),
+                [=, node_name = to.node](dist::Node& node, dist::Process& own) {
+                  node.monitor(own, node_name, raw->bytes(), ref);
+                });
     etf::Buffer bytes;
     etf::Writer(bytes).reference(ref);
     etf::Reader in(bytes.bytes());
@@ -402,9 +437,8 @@ PyObject* demonitor(PyObject*, PyObject* arguments) {
     if (!runtime.codec().as_reference(reference, ref))
       py::raise(PyExc_TypeError, "a Ref is needed");
     const dist::RefKey key{0, ref.creation, ref.words};
-    runtime.answers().post([key, id = local_id(pid)](dist::Node& node) {
-      if (dist::Process* process = node.processes().find(id)) node.demonitor(*process, key);
-    });
+    send_signal(runtime, local_id(pid),
+                [key](dist::Node& node, dist::Process& own) { node.demonitor(own, key); });
     return none();
   });
 }
@@ -418,14 +452,12 @@ py::Ref change_link(PyObject* arguments, LinkVerb verb) {
   Runtime& runtime = running();
   const etf::Pid pid = pid_argument(runtime, owner);
   auto raw = std::make_shared<etf::Buffer>(encode_pid(pid_argument(runtime, target)));
-  runtime.answers().post([raw, verb, id = local_id(pid)](dist::Node& node) {
-    dist::Process* process = node.processes().find(id);
-    if (process == nullptr) return;
+  send_signal(runtime, local_id(pid), [raw, verb](dist::Node& node, dist::Process& own) {
     const etf::PidView view = view_of(*raw);
     if (verb == LinkVerb::kLink)
-      node.link(*process, view.node.utf8(), view);
+      node.link(own, view.node.utf8(), view);
     else
-      node.unlink(*process, view);
+      node.unlink(own, view);
   });
   return none();
 }
@@ -479,7 +511,7 @@ PyMethodDef methods[] = {
     {"send", send, METH_VARARGS, "send(dest, term): to a Pid, a name, or (name, node)."},
     {"reply", reply, METH_VARARGS, "reply(pid, tag, term): answers a '$gen_call'."},
     {"spawn_process", spawn_process, METH_VARARGS,
-     "spawn_process(deliver, stop, name=None) -> Pid"},
+     "spawn_process(deliver, stop, name=None, begin=None) -> Pid"},
     {"exit_process", exit_process, METH_VARARGS,
      "exit_process(pid, reason): a process of this node ends."},
     {"set_trap_exit", set_trap_exit, METH_VARARGS, "set_trap_exit(pid, on)"},

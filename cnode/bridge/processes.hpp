@@ -24,6 +24,7 @@ struct PyProcess {
   mailbox::Mailbox<etf::Buffer> mailbox;
   std::atomic<bool> trap_exit{false};
   PyObject* deliver = nullptr;  // owned; under the GIL
+  PyObject* begin = nullptr;    // owned, or null; called once with the pid, on the loop thread
   PyObject* stop = nullptr;     // owned; called with the exit reason when a signal ends the process
   bool ended = false;           // under the GIL
 };

@@ -4,12 +4,14 @@
 //   next()      ◀── the next element of the innermost open container; its end when there is none
 //
 // The stack is the path to the value in hand, so an error can name it. Any Python code that runs on
-// the way (a registered encoder) may change the containers that are open: their sizes are checked
-// at each step, and what is held across such a call is held by a reference.
+// the way (a registered encoder), and any other thread while a long copy goes on without the GIL,
+// may change the containers that are open: their sizes are checked at each step, and what is held
+// across such a moment is held by a reference.
 #include <cmath>
 #include <cstring>
 #include <unordered_set>
 
+#include "cnode/py/gil.hpp"
 #include "cnode/py/integer.hpp"
 #include "cnode/term/classes.hpp"
 #include "cnode/term/codec.hpp"
@@ -173,7 +175,17 @@ class Encoder {
   void put_integer(PyObject* number);
   void put_big(PyObject* number, bool negative);
   void put_float(double value);
-  void put_binary(const void* data, std::size_t size);
+  // Runs a copy of `size` bytes out of `owner`, which outlives it whatever others do meanwhile to
+  // the container that held it.
+  template <class Copy>
+  static void copying(PyObject* owner, std::size_t size, Copy copy) {
+    if (size <= kLongCopy) return copy();
+    const py::Ref held = py::Ref::borrow(owner);
+    const py::GilRelease released;
+    copy();
+  }
+  void put_bytes(PyObject* bytes);
+  void put_binary(PyObject* owner, const void* data, std::size_t size);
   void put_buffer(PyObject* object);
   void put_list(PyObject* list);
   void put_tuple(PyObject* tuple);
@@ -204,6 +216,11 @@ class Encoder {
   }
 
   static constexpr std::size_t kShortText = 64;
+  // From here on bytes are copied without the GIL, which would hold every other thread up.
+  static constexpr std::size_t kLongCopy = 256 * 1024;
+  // A key whose copy might give the GIL up is written like those that run Python code, because the
+  // dictionary may then change.
+  static constexpr Py_ssize_t kLongKey = kLongCopy / 4;
 
   const Classes& classes_;
   const std::string& none_atom_;
@@ -347,6 +364,7 @@ bool Encoder::put_simple_key(PyObject* key, std::uint8_t& kinds) {
   PyTypeObject* type = Py_TYPE(key);
   if (type == &PyUnicode_Type) {
     kinds |= kText;
+    if (PyUnicode_GET_LENGTH(key) > kLongKey) return false;
     if (!put_short_text(key)) put_text(key);
   } else if (type == classes_.atom_type()) {
     kinds |= kNames;
@@ -355,7 +373,8 @@ bool Encoder::put_simple_key(PyObject* key, std::uint8_t& kinds) {
     put_integer(key);
   } else if (type == &PyBytes_Type) {
     kinds |= kBytes;
-    put_binary(PyBytes_AS_STRING(key), static_cast<std::size_t>(PyBytes_GET_SIZE(key)));
+    if (PyBytes_GET_SIZE(key) > kLongKey) return false;
+    put_bytes(key);
   } else if (type == &PyBool_Type || key == Py_None) {
     kinds |= kConstants;
     put(key);
@@ -441,7 +460,7 @@ bool Encoder::put_known(PyObject* object, PyTypeObject* type) {
   } else if (type == &PyBool_Type) {
     put_atom(object == Py_True ? "true" : "false");
   } else if (type == &PyBytes_Type) {
-    put_binary(PyBytes_AS_STRING(object), static_cast<std::size_t>(PyBytes_GET_SIZE(object)));
+    put_bytes(object);
   } else if (type == classes_.pid.type()) {
     put_pid(object);
   } else if (type == classes_.reference.type()) {
@@ -465,8 +484,7 @@ void Encoder::put_native(PyObject* object, Native native) {
     case Native::kNone:
       return put_atom(none_atom_);
     case Native::kBytes:
-      return put_binary(PyBytes_AS_STRING(object),
-                        static_cast<std::size_t>(PyBytes_GET_SIZE(object)));
+      return put_bytes(object);
     case Native::kByteArray:
       return put_buffer(object);
     case Native::kList:
@@ -585,7 +603,7 @@ void Encoder::put_text(PyObject* str) {
   std::uint8_t* at = out_.prepare(5 + size);
   at[0] = etf::kBinary;
   write_u32(at + 1, static_cast<std::uint32_t>(size));
-  text.write(at + 5);
+  copying(str, size, [&] { text.write(at + 5); });
   out_.commit(5 + size);
 }
 
@@ -649,12 +667,18 @@ void Encoder::put_float(double value) {
   out_.commit(9);
 }
 
-void Encoder::put_binary(const void* data, std::size_t size) {
+void Encoder::put_bytes(PyObject* bytes) {
+  put_binary(bytes, PyBytes_AS_STRING(bytes), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes)));
+}
+
+void Encoder::put_binary(PyObject* owner, const void* data, std::size_t size) {
   reserve(size);
   std::uint8_t* at = out_.prepare(5 + size);
   at[0] = etf::kBinary;
   write_u32(at + 1, static_cast<std::uint32_t>(size));
-  if (size > 0) std::memcpy(at + 5, data, size);
+  copying(owner, size, [&] {
+    if (size > 0) std::memcpy(at + 5, data, size);
+  });
   out_.commit(5 + size);
 }
 
@@ -671,7 +695,7 @@ void Encoder::put_buffer(PyObject* object) {
     Py_buffer* view;
     ~Release() { PyBuffer_Release(view); }
   } release{&view};
-  put_binary(view.buf, static_cast<std::size_t>(view.len));
+  put_binary(object, view.buf, static_cast<std::size_t>(view.len));
 }
 
 void Encoder::put_list(PyObject* list) {

@@ -52,9 +52,11 @@ def spawn_process(
     deliver: Callable[[list[Any]], None],
     stop: Callable[[Any], None],
     name: str | None = None,
+    begin: Callable[[Pid], object] | None = None,
     /,
 ) -> Pid:
-    """A new process. The loop thread calls `deliver` with its messages, `stop` when a signal ends it.
+    """A new process. The loop thread calls `begin` once, whatever becomes of the caller, `deliver` with messages, and
+    `stop` when a signal ends it.
 
     Raises: ValueError when the name is taken.
     """

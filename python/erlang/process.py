@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -222,16 +221,16 @@ class GenServer:
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._guard = threading.Lock()
-        self.pid = _native.spawn_process(self._deliver, self._stop, name)
-        loop.call_soon_threadsafe(self._begin, loop)
+        self._loop = loop
+        self.pid = _native.spawn_process(self._deliver, self._stop, name, self._begin)
         return self.pid
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self, pid: Pid) -> None:
+        self.pid = pid
         if not self._stopped:
             context = contextvars.copy_context()
-            context.run(_current.set, self.pid)
-            self._task = loop.create_task(self._serve(), context=context)
+            context.run(_current.set, pid)
+            self._task = self._loop.create_task(self._serve(), context=context)
 
     def _deliver(self, messages: list[Any]) -> None:
         self._messages.extend(messages)

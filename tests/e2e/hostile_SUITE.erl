@@ -15,6 +15,7 @@ suite() -> [{timetrap, {seconds, 280}}].
 all() ->
     [hostile_peers_hurt_nobody_and_leave_nothing_behind,
      terms_too_deep_are_refused_wherever_they_stand,
+     an_exit_reason_too_deep_is_replaced_and_the_link_lives,
      a_message_over_the_limit_is_too_large_and_the_link_lives,
      a_peer_that_stops_reading_holds_up_nobody,
      hundreds_of_half_open_connections_do_not_keep_a_beam_out,
@@ -156,6 +157,28 @@ terms_too_deep_are_refused_wherever_they_stand(Config) ->
                 {nobody, N} ! Deep,
                 ?assertEqual({ok, deep(900)}, call(N, identity, [deep(900)]))
             end)
+        end)
+    end).
+
+%% Exit reasons a BEAM may well have, so they are no reason to drop its link.
+an_exit_reason_too_deep_is_replaced_and_the_link_lives(Config) ->
+    leaving_nothing_behind(Config, fun() ->
+        while_a_beam_calls(Config, fun() ->
+            [bare(Config, fun(N) ->
+                Deep = deep(100000),
+                {Asleep, Watch} = spawn_monitor(N, probe, nap_async, [30]),
+                exit(Asleep, Deep),
+                receive {'DOWN', Watch, process, Asleep, Given} -> ?assertEqual(reason_too_deep, Given)
+                after 5000 -> error(no_down) end,
+                Mortal = spawn(fun() -> receive die -> exit(Deep) end end),
+                ok = gen_server:cast({py, N}, {cast, probe, join, [self(), Mortal, true]}),
+                {<<"linked">>, _} = sw_e2e:tell_test(5000),
+                ok = gen_server:cast({py, N}, {cast, probe, watch, [self(), Mortal]}),
+                <<"watching">> = sw_e2e:tell_test(5000),
+                Mortal ! die,
+                ?assertEqual(lists:sort([{'EXIT', Mortal, reason_too_deep}, {'DOWN', Mortal, reason_too_deep}]),
+                             lists:sort([sw_e2e:tell_test(5000), sw_e2e:tell_test(5000)]))
+            end) || _ <- lists:seq(1, 20)]
         end)
     end).
 

@@ -22,9 +22,11 @@ import random
 import re
 import struct
 import sys
+import threading
+import time
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import golden
@@ -486,6 +488,70 @@ def test_containers_that_an_encoder_changes_meanwhile_are_refused() -> None:
     for target in targets:
         with pytest.raises(RuntimeError, match="changed"):
             encode(target)
+
+
+@pytest.fixture()
+def meanwhile() -> Iterator[Callable[[Callable[[], None]], Callable[[], None]]]:
+    """meanwhile(action)() lets another thread do it as soon as this one gives the GIL up."""
+    threads = []
+
+    def prepare(action: Callable[[], None]) -> Callable[[], None]:
+        def other() -> None:
+            with gate:
+                action()
+
+        gate = threading.Lock()
+        gate.acquire()
+        threads.append(threading.Thread(target=other))
+        threads[-1].start()
+        time.sleep(0.05)  # for it to stand at the gate
+        return gate.release
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # who has the GIL keeps it until he gives it up himself
+    yield prepare
+    sys.setswitchinterval(before)
+    for thread in threads:
+        thread.join()
+
+
+LONG = 64_000_000
+
+
+@pytest.mark.parametrize(
+    "value", [bytes(LONG), bytearray(LONG), "x" * LONG, "é" * (LONG // 2)], ids=type
+)
+def test_others_run_while_a_long_value_is_encoded(meanwhile: Any, value: Any) -> None:
+    # It is nobody else's, and the other thread takes it away: the encoder must hold it.
+    holder = [value + value[:1], 1]
+    begin = meanwhile(holder.clear)
+    begin()
+    with pytest.raises(RuntimeError, match="changed while it was encoded"):
+        encode(holder)
+
+
+def test_a_long_key_survives_what_others_do_to_its_dictionary(meanwhile: Any) -> None:
+    holder = {bytes(LONG): "value" * 20}
+    begin = meanwhile(holder.clear)
+    begin()
+    with pytest.raises(RuntimeError, match="changed while it was encoded"):
+        encode(holder)
+
+
+def test_others_run_while_a_long_value_is_decoded(meanwhile: Any) -> None:
+    data = encode(bytes(LONG))
+    ran: list[bool] = []
+    begin = meanwhile(lambda: ran.append(True))
+    begin()
+    decode(data)
+    assert ran
+
+
+def test_short_values_are_copied_without_giving_the_gil_up(meanwhile: Any) -> None:
+    holder = [bytes(100_000)]
+    begin = meanwhile(holder.clear)
+    begin()
+    assert len(encode(holder)) > 100_000  # none was lost
 
 
 # Encoders

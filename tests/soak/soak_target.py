@@ -17,8 +17,16 @@ def spin(seconds):
 
 
 class Adder(erlang.GenServer):
+    """Ends by itself, should its BEAM be killed before it ends it: even if the call that starts it is cancelled."""
+
     def init(self):
         self.total = 0
+        loop = _native.event_loop()
+        loop.call_soon_threadsafe(loop.call_later, 10, self.expire)
+
+    def expire(self):
+        if hasattr(self, "pid"):
+            erlang.send(self.pid, "expire")
 
     def handle_call(self, request, sender):
         self.total += request[1]
@@ -29,8 +37,4 @@ class Adder(erlang.GenServer):
 
 
 def server():
-    """A server that ends by itself, should its BEAM be killed before it ends it."""
-    pid = Adder.start()
-    loop = _native.event_loop()
-    loop.call_soon_threadsafe(loop.call_later, 10, erlang.send, pid, "expire")
-    return pid
+    return Adder.start()
