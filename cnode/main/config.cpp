@@ -46,9 +46,9 @@ std::string full_host_name() {
   return full;
 }
 
-const std::string& one(const Config& config, const std::string& name) {
+const std::string& one(const Config& config, std::string_view name) {
   static const std::string empty;
-  const auto& values = config.values.at(name).values;
+  const auto& values = config.values.at(std::string(name)).values;
   return values.empty() ? empty : values.back();
 }
 
