@@ -5,9 +5,11 @@
 #include <catch2/catch_all.hpp>
 
 using Catch::Approx;
+using Catch::Matchers::ContainsSubstring;
 namespace Matchers = Catch::Matchers;
 #else
 #include <catch2/catch.hpp>
 
 namespace Matchers = Catch::Matchers;
+inline auto ContainsSubstring(const std::string& text) { return Catch::Contains(text); }
 #endif

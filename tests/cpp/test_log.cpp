@@ -66,7 +66,7 @@ TEST_CASE("a sequence that the text cuts short is replaced, and what follows it 
 
 TEST_CASE("a level that does not exist is an error that names it", "[log]") {
   CHECK_THROWS_WITH(base::configure_logging("loud", base::LogFormat::kText, "n@h"),
-                    Catch::Contains("'loud'"));
+                    ContainsSubstring("'loud'"));
 }
 
 TEST_CASE("a JSON line is one object with time, level, node and the escaped message", "[log]") {
