@@ -1,8 +1,8 @@
 #include "cnode/bridge/native_module.hpp"
 
-#include <future>
-
 #include "cnode/base/log.hpp"
+#include "cnode/bridge/channel_type.hpp"
+#include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/runtime.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/gil.hpp"
@@ -10,84 +10,6 @@
 
 namespace bridge {
 namespace {
-
-Runtime& running() {
-  Runtime* runtime = Runtime::current();
-  if (runtime == nullptr)
-    py::raise(PyExc_RuntimeError, "this interpreter does not run inside a node");
-  return *runtime;
-}
-
-// Runs `body`, which returns a new reference or throws.
-template <class Body>
-PyObject* guarded(Body body) noexcept {
-  try {
-    return body().release();
-  } catch (py::Error& error) {
-    std::move(error).restore();
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-// Asks the reactor, which owns the tables, and waits for its answer without the GIL.
-template <class Ask>
-auto on_reactor(Runtime& runtime, Ask ask) {
-  using Answer = decltype(ask(std::declval<dist::Node&>()));
-  auto promise = std::make_shared<std::promise<Answer>>();
-  auto future = promise->get_future();
-  runtime.answers().post([ask, promise](dist::Node& node) { promise->set_value(ask(node)); });
-  const py::GilRelease released;
-  if (future.wait_for(std::chrono::seconds(10)) != std::future_status::ready) {
-    throw std::runtime_error("the node is stopping");
-  }
-  return future.get();
-}
-
-// Has a process of this node send a signal, and returns when it stands in the link's queue: what
-// this thread sends next must not overtake it.
-template <class Send>
-void send_signal(Runtime& runtime, dist::ProcessId id, Send send) {
-  on_reactor(runtime, [id, send](dist::Node& node) {
-    dist::Process* own = node.processes().find(id);
-    if (own != nullptr) send(node, *own);
-    return own != nullptr;
-  });
-}
-
-py::Ref none() { return py::Ref::borrow(Py_None); }
-py::Ref boolean(bool value) { return py::Ref::borrow(value ? Py_True : Py_False); }
-
-etf::Pid pid_argument(Runtime& runtime, PyObject* object) {
-  etf::Pid pid;
-  if (!runtime.codec().as_pid(object, pid)) py::raise(PyExc_TypeError, "a Pid is needed");
-  return pid;
-}
-
-std::string text_argument(PyObject* object, const char* what) {
-  if (!PyUnicode_Check(object)) py::raise(PyExc_TypeError, std::string(what) + " must be a str");
-  return py::text_of(object);
-}
-
-etf::Buffer encode_pid(const etf::Pid& pid) {
-  etf::Buffer bytes;
-  etf::Writer(bytes).pid(pid);
-  return bytes;
-}
-
-etf::PidView view_of(const etf::Buffer& encoded) {
-  etf::Reader in(encoded.bytes());
-  return *in.pid();
-}
-
-dist::ProcessId local_id(const etf::Pid& pid) { return (std::uint64_t{pid.serial} << 32) | pid.id; }
-
-bool is_local(Runtime& runtime, const etf::Pid& pid) {
-  return pid.node == runtime.node().name() && pid.creation == runtime.node().creation();
-}
 
 // A pid, a name on this node, or (name, node).
 struct Destination {
@@ -124,6 +46,10 @@ void send_message(Runtime& runtime, const Destination& to, PyObject* term) {
     runtime.codec().encode(term, out, "message");
     if (to.pid) {
       if (!is_local(runtime, *to.pid)) return;
+      if (auto channel = runtime.channels().find(local_id(*to.pid))) {
+        const auto payload = std::make_shared<const etf::Buffer>(std::move(message));
+        return runtime.channels().deliver(channel, payload, payload->bytes());
+      }
       if (auto process = runtime.processes().find(local_id(*to.pid))) {
         if (!runtime.processes().deliver(process, std::move(message))) {
           py::raise(PyExc_BlockingIOError, "the mailbox of the process is full");
@@ -474,7 +400,7 @@ PyObject* stats(PyObject*, PyObject*) {
     Runtime& runtime = running();
     const auto& counters = runtime.node().counters();
     return py::check(Py_BuildValue(
-        "{s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:n,s:K,s:K,s:K,s:K}", "workers",
+        "{s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:n,s:n,s:K,s:K,s:K,s:K}", "workers",
         static_cast<Py_ssize_t>(runtime.pool().workers()), "busy",
         static_cast<Py_ssize_t>(runtime.pool().busy()), "waiting",
         static_cast<Py_ssize_t>(runtime.pool().waiting()), "tasks",
@@ -482,7 +408,8 @@ PyObject* stats(PyObject*, PyObject*) {
         static_cast<unsigned long long>(runtime.pool().completed()), "refused",
         static_cast<unsigned long long>(runtime.pool().refused()), "replaced_workers",
         static_cast<unsigned long long>(runtime.pool().replaced()), "processes",
-        static_cast<Py_ssize_t>(runtime.processes().size()), "handshakes_failed",
+        static_cast<Py_ssize_t>(runtime.processes().size()), "channels",
+        static_cast<Py_ssize_t>(runtime.channels().open()), "handshakes_failed",
         static_cast<unsigned long long>(counters.handshakes_failed.load()), "frames_rejected",
         static_cast<unsigned long long>(counters.frames_rejected.load()), "links_opened",
         static_cast<unsigned long long>(counters.links_opened.load()), "links_closed",
@@ -531,6 +458,7 @@ PyMethodDef methods[] = {
 
 int fill(PyObject* module) {
   if (term::add_to_module(module) < 0) return -1;
+  if (add_channel_type(module) < 0) return -1;
   return PyModule_AddFunctions(module, methods);
 }
 

@@ -1,6 +1,7 @@
 #include "cnode/bridge/router.hpp"
 
 #include "cnode/base/log.hpp"
+#include "cnode/bridge/channels.hpp"
 #include "cnode/bridge/processes.hpp"
 
 namespace bridge {
@@ -61,17 +62,24 @@ dist::RefKey batch_key(std::uint64_t link, const etf::PidView& from, std::uint64
 
 }  // namespace
 
-Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, AllowList allow,
-               Hooks hooks)
+Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels,
+               AllowList allow, Hooks hooks)
     : pool_(pool),
       answers_(answers),
       processes_(processes),
+      channels_(channels),
       allow_(std::move(allow)),
       hooks_(std::move(hooks)) {}
 
 void Router::attach(dist::Node& node) {
   node_ = &node;
   py_ = node.create_process(std::string(kServer), true).id;
+  channels_.attach(node);
+}
+
+void Router::drain() {
+  draining_ = true;
+  channels_.drain();
 }
 
 void Router::on_link_up(const dist::LinkPtr& link) {
@@ -86,6 +94,7 @@ void Router::on_link_down(dist::Link& link) {
     return true;
   });
   for (const auto& call : lost) cancel(call);
+  channels_.on_link_down(link.id());
   answers_.link_down(link.id());
 }
 
@@ -95,6 +104,7 @@ void Router::on_link_down(dist::Link& link) {
 void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from,
                         dist::Incoming message) {
   if (to.id != py_) {
+    if (channels_.on_message(to.id, message)) return;
     if (processes_.deliver(to.id, message.bytes)) return;
     spdlog::warn("{}: the mailbox of process {} is full; dropped a message", link.peer().name,
                  to.name.empty() ? std::to_string(to.id) : to.name);
@@ -112,6 +122,8 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
   if (arity && label) {
     if (*label == "$py_batch" && *arity == 2 && from != nullptr)
       return on_batch(link, *from, message);
+    if (*label == "$py_channel" && *arity == 2 && from != nullptr)
+      return on_channels(link, *from, message);
     if (*label == "$gen_call" && *arity == 3) return on_request(link, message);
     if (*label == "$gen_cast" && *arity == 2) return on_cast(link, message);
   }
@@ -167,6 +179,15 @@ void Router::on_cast(dist::Link& link, dist::Incoming message) {
   if (auto label = in.atom(); !label) return;
   call->request = in.rest();
   submit(std::move(call));
+}
+
+void Router::on_channels(dist::Link& link, const etf::PidView& from, dist::Incoming message) {
+  etf::Bytes bytes;
+  const Payload payload = keep(message, bytes);
+  if (channels_.on_batch(link, from, payload, bytes)) return;
+  spdlog::warn("{}: items for channels that cannot be understood; closing the link",
+               link.peer().name);
+  link.close("items for channels that cannot be understood");
 }
 
 void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incoming message) {
@@ -481,6 +502,7 @@ void Router::on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason,
   const etf::Buffer killed = dist::encode_atom("killed");
   const etf::Bytes why = kill ? killed.bytes() : reason;
   if (python) processes_.end(python, why);
+  if (channels_.on_exit(process.id, why)) return;
   if (auto found = by_process_.find(process.id); found != by_process_.end()) {
     const CallPtr call = found->second;
     by_process_.erase(found);
@@ -498,6 +520,7 @@ void Router::on_down(dist::Process& owner, const dist::RefKey&, const dist::Moni
     call->caller = monitor.target;
     return pool_.push_internal(std::move(call));
   }
+  if (channels_.on_down(owner.id, dist::view(monitor.target))) return;
   auto python = processes_.find(owner.id);
   if (!python) return;
   etf::Buffer message(96 + monitor.target.size() + reason.size());

@@ -19,6 +19,7 @@
 
 namespace bridge {
 
+class Channels;
 class Processes;
 
 class Router final : public dist::NodeDelegate {
@@ -27,13 +28,14 @@ class Router final : public dist::NodeDelegate {
     std::function<void(const CallPtr&)> cancel_task;  // tells the loop thread
   };
 
-  Router(WorkerPool& pool, Answers& answers, Processes& processes, AllowList allow, Hooks hooks);
+  Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels,
+         AllowList allow, Hooks hooks);
 
   // After the node exists: makes the process `py`.
   void attach(dist::Node& node);
   // The answer to {hello, _}, an encoded map.
   void set_hello(etf::Buffer map) { hello_ = std::move(map); }
-  void drain() { draining_ = true; }
+  void drain();
   std::size_t in_flight();
   // Watches the process with this encoded pid; its namespace is freed when it ends.
   void watch_caller(const std::string& pid);
@@ -57,6 +59,7 @@ class Router final : public dist::NodeDelegate {
  private:
   void on_request(dist::Link& link, dist::Incoming message);
   void on_cast(dist::Link& link, dist::Incoming message);
+  void on_channels(dist::Link& link, const etf::PidView& from, dist::Incoming message);
   void on_batch(dist::Link& link, const etf::PidView& from, dist::Incoming message);
   void refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item,
                    const std::string& why);
@@ -69,6 +72,7 @@ class Router final : public dist::NodeDelegate {
   WorkerPool& pool_;
   Answers& answers_;
   Processes& processes_;
+  Channels& channels_;
   const AllowList allow_;
   const Hooks hooks_;
   dist::Node* node_ = nullptr;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "cnode/base/log.hpp"
+#include "cnode/bridge/channel_type.hpp"
 #include "cnode/py/gil.hpp"
 
 namespace bridge {
@@ -57,6 +58,7 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   pool_hooks.flush = [this] { answers_->flush(); };
   pool_hooks.has_unflushed = [this] { return answers_->dirty(); };
   pool_hooks.look_for_async = [this] { loop_->look_for_async(); };
+  pool_hooks.interrupted = [](unsigned long thread) { interrupt_waiting(thread); };
   pool_hooks.interruption = [this] { return invoker_->interruption(); };
   pool_ = std::make_unique<WorkerPool>(reactor_, config_.pool, std::move(pool_hooks));
 
@@ -82,8 +84,9 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   };
   processes_ = std::make_unique<Processes>(std::move(process_hooks));
 
+  channels_ = std::make_unique<Channels>(*answers_);
   router_ =
-      std::make_unique<Router>(*pool_, *answers_, *processes_, config_.invoker.allow,
+      std::make_unique<Router>(*pool_, *answers_, *processes_, *channels_, config_.invoker.allow,
                                Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
   node_ = std::make_unique<dist::Node>(reactor_, config_.node, *router_);
   node_pointer_ = node_.get();

@@ -11,6 +11,7 @@
 
 #include "cnode/bridge/answers.hpp"
 #include "cnode/bridge/async_loop.hpp"
+#include "cnode/bridge/channels.hpp"
 #include "cnode/bridge/invoker.hpp"
 #include "cnode/bridge/processes.hpp"
 #include "cnode/bridge/router.hpp"
@@ -47,6 +48,7 @@ class Runtime {
   term::Codec& codec() { return codec_; }
   Answers& answers() { return *answers_; }
   Processes& processes() { return *processes_; }
+  Channels& channels() { return *channels_; }
   AsyncLoop& loop() { return *loop_; }
   WorkerPool& pool() { return *pool_; }
   asio::io_context& reactor() { return reactor_; }
@@ -69,6 +71,7 @@ class Runtime {
   std::unique_ptr<AsyncLoop> loop_;
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<Processes> processes_;
+  std::unique_ptr<Channels> channels_;
   std::unique_ptr<Router> router_;
   std::unique_ptr<dist::Node> node_;
   asio::steady_timer drain_timer_;

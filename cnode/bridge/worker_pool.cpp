@@ -375,6 +375,7 @@ void WorkerPool::interrupter() {
       if (!worker.current || worker.interrupted) continue;
       if (std::find(taken.begin(), taken.end(), worker.current) == taken.end()) continue;
       worker.interrupted = PyThreadState_SetAsyncExc(worker.ident, hooks_.interruption()) == 1;
+      if (worker.interrupted && hooks_.interrupted) hooks_.interrupted(worker.ident);
     }
   }
 }

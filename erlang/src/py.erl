@@ -193,7 +193,7 @@ unregister_function(Name) when ?is_name(Name) ->
 %% The version of Python on the default node.
 -spec version() -> {ok, binary()} | {error, reason()}.
 version() ->
-    case default_node(?TIMEOUT_MS) of
+    case py_node:default(?TIMEOUT_MS) of
         {ok, Node} -> python_version(node_info(Node));
         {error, Reason} -> {error, Reason}
     end.
@@ -269,16 +269,9 @@ find_link(Target, Timeout) ->
 -spec default_link(timeout()) -> {ok, py_link:handle()} | {error, reason()}.
 default_link(Timeout) ->
     Deadline = deadline(Timeout),
-    case default_node(Timeout) of
+    case py_node:default(Timeout) of
         {ok, Node} -> py_node:await_link(Node, remaining(Deadline));
         {error, Reason} -> {error, Reason}
-    end.
-
--spec default_node(timeout()) -> {ok, node()} | {error, reason()}.
-default_node(Timeout) ->
-    case application:get_env(sidewinder, default_node) of
-        {ok, Node} -> {ok, Node};
-        undefined -> py_local:ensure(Timeout)
     end.
 
 -spec deadline(timeout()) -> integer() | infinity.

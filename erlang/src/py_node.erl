@@ -17,7 +17,7 @@
 -behaviour(gen_statem).
 
 -export([start/1, start/2, stop/1, connect/1, connect/2, child_spec/1, child_spec/2]).
--export([start_link/2, await_link/2, info/2, lost/2]).
+-export([start_link/2, default/1, await_link/2, info/2, lost/2]).
 -export([init/1, callback_mode/0, terminate/3, connecting/3, up/3, down/3]).
 -export([dial_node/1]).
 
@@ -104,6 +104,14 @@ child_spec(Node, Options) when is_atom(Node), is_map(Options) ->
     #{id => {?MODULE, Node}, start => {?MODULE, start_link, [Node, Options]}, shutdown => 5000}.
 
 %% --- For the other modules ----------------------------------------------------------------------
+
+%% The node of functions that are given none: the configured one, or a local one.
+-spec default(timeout()) -> {ok, node()} | {error, py_link:reason()}.
+default(Timeout) ->
+    case application:get_env(sidewinder, default_node) of
+        {ok, Node} -> {ok, Node};
+        undefined -> py_local:ensure(Timeout)
+    end.
 
 %% The link of a node, started on demand; waits for a node that is connecting for the first time.
 -spec await_link(node(), timeout()) -> {ok, py_link:handle()} | {error, py_link:reason()}.

@@ -16,6 +16,7 @@ from erlang._native import (
     unregister,
     whereis,
 )
+from erlang.channel import ByteChannel, ByteChannelClosed, Channel, ChannelClosed
 from erlang.exceptions import Cancelled, DecodeError, ErlangError, NoConnection
 from erlang.process import NO_REPLY, Exit, GenServer, Process, reply
 from erlang.process import self_pid as self
@@ -24,7 +25,11 @@ from erlang.terms import Atom, BitString, Export, Fun, ImproperList, Pid, Port, 
 __all__ = [
     "Atom",
     "BitString",
+    "ByteChannel",
+    "ByteChannelClosed",
     "Cancelled",
+    "Channel",
+    "ChannelClosed",
     "DecodeError",
     "ErlangError",
     "Exit",

@@ -93,3 +93,32 @@ def stats() -> dict[str, int]:
 
 def event_loop() -> AbstractEventLoop | None:
     """The node's asyncio loop; `None` before it runs."""
+
+NOTHING: object
+
+class Turn:
+    """A place in the queue of those who wait for a message, or for room."""
+
+    def leave(self) -> None: ...
+
+class Channel:
+    """The native half of erlang.channel."""
+
+    def __init__(self, pid: Pid, binary: str = "auto") -> None: ...
+    def __next__(self) -> Any: ...
+    @property
+    def pid(self) -> Pid: ...
+    @property
+    def closed(self) -> bool: ...
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next message, waiting so many seconds. Raises TimeoutError, ChannelClosed."""
+    def send(self, term: object, /, timeout: float | None = None) -> None:
+        """To whoever receives in Erlang; waits for room. Raises TimeoutError, ChannelClosed."""
+    def close(self) -> None:
+        """Ends the channel: what is in it can still be received. Again and again if you like."""
+    def info(self) -> dict[str, int]:
+        """size and size_out in bytes, max_size (0: none), closed, and messages received, consumed, sent."""
+    def _take(self, turn: Turn | None = None, /) -> Any: ...
+    def _try_send(self, term: object, /) -> int: ...
+    def _wait(self, wake: Callable[[], object], /) -> Turn | None: ...
+    def _wait_for_room(self, wake: Callable[[], object], size: int, /) -> Turn | None: ...

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Cancelled", "DecodeError", "ErlangError", "NoConnection"]
+__all__ = [
+    "ByteChannelClosed",
+    "Cancelled",
+    "ChannelClosed",
+    "DecodeError",
+    "ErlangError",
+    "NoConnection",
+]
 
 
 class ErlangError(RuntimeError):
@@ -32,6 +39,14 @@ class NoConnection(ErlangError):
 
 class DecodeError(ValueError):
     """These bytes are not one whole term with a Python value; the message says where and why."""
+
+
+class ChannelClosed(Exception):
+    """The channel is closed, and nothing is left in it."""
+
+
+class ByteChannelClosed(ChannelClosed):
+    """The byte channel is closed, and nothing is left in it."""
 
 
 class Cancelled(BaseException):

@@ -39,7 +39,8 @@ inline term::Codec& codec() {
     PyObject* names = PyModule_GetDict(native);
     const char* absent =
         "def __getattr__(name):\n"
-        "    if name.startswith('__'): raise AttributeError(name)\n";
+        "    if name.startswith('__'): raise AttributeError(name)\n"
+        "    return object if name[0].isupper() else None\n";
     py::check(PyRun_String(absent, Py_file_input, names, names));
     py::check_status(PyDict_SetItemString(PyImport_GetModuleDict(), "erlang._native", native));
     py::import("erlang");

@@ -12,6 +12,7 @@ all() ->
     [the_bare_shell_lines_of_the_readme_print_what_it_says,
      the_application_lines_of_the_readme_print_what_it_says,
      the_python_example_of_the_readme_is_a_server_that_answers,
+     the_example_of_the_channels_page_does_what_it_shows,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -55,6 +56,24 @@ the_python_example_of_the_readme_is_a_server_that_answers(Config) ->
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
 
+the_example_of_the_channels_page_does_what_it_shows(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    [Python] = blocks("docs/channels.md", "python"),
+    ok = file:write_file(filename:join(Directory, "jobs.py"), Python),
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
+    Beam = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py))]}),
+    [Lines] = blocks("docs/channels.md", "erlang"),
+    Steps = steps(Lines),
+    ?assert(length(Steps) >= 6),
+    check(Steps, sw_e2e:on(Beam, fun() ->
+        ok = application:load(sidewinder),
+        ok = application:set_env(sidewinder, default_node, Name),
+        {ok, _} = application:ensure_all_started(sidewinder),
+        evaluate(Steps)
+    end, 60000)),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
+
 the_tour_ends_well_without_a_terminal(Config) ->
     Context = sw_e2e:context(Config),
     Tour = filename:join(sw_e2e:root(), "tests/tour/run"),
@@ -64,8 +83,10 @@ the_tour_ends_well_without_a_terminal(Config) ->
 
 %% --- reading the README ---------------------------------------------------------------------------
 
-blocks(Language) ->
-    {ok, Text} = file:read_file(filename:join(sw_e2e:root(), "README.md")),
+blocks(Language) -> blocks("README.md", Language).
+
+blocks(File, Language) ->
+    {ok, Text} = file:read_file(filename:join(sw_e2e:root(), File)),
     {match, Found} = re:run(Text, "```" ++ Language ++ "\n(.*?)```",
                             [global, dotall, {capture, [1], binary}]),
     [Block || [Block] <- Found].

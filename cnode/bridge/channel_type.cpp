@@ -1,0 +1,595 @@
+#include "cnode/bridge/channel_type.hpp"
+
+#include <chrono>
+#include <condition_variable>
+#include <optional>
+
+#include "cnode/base/log.hpp"
+#include "cnode/bridge/native_support.hpp"
+#include "cnode/bridge/runtime.hpp"
+#include "cnode/py/error.hpp"
+#include "cnode/py/gil.hpp"
+
+namespace bridge {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kDecodedAtOnce = 256;  // messages under one hold of the GIL
+
+PyObject* g_nothing = nullptr;  // what _take() returns when there is nothing
+
+// --- waiting in a thread
+// -----------------------------------------------------------------------------------------
+
+class ThreadWaiter final : public mailbox::Waiter {
+ public:
+  enum class Woken { kWoken, kTimeout, kInterrupted };
+
+  void wake() override {
+    const std::lock_guard lock(mutex_);
+    woken_ = true;
+    changed_.notify_all();
+  }
+  void interrupt() {
+    const std::lock_guard lock(mutex_);
+    interrupted_ = true;
+    changed_.notify_all();
+  }
+  Woken wait(std::optional<Clock::time_point> until) {
+    std::unique_lock lock(mutex_);
+    const auto done = [&] { return woken_ || interrupted_; };
+    if (!until)
+      changed_.wait(lock, done);
+    else if (!changed_.wait_until(lock, *until, done))
+      return Woken::kTimeout;
+    if (std::exchange(woken_, false)) return Woken::kWoken;
+    interrupted_ = false;
+    return Woken::kInterrupted;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool woken_ = false;
+  bool interrupted_ = false;
+};
+
+// Who waits in which thread, for interrupt_waiting().
+std::mutex g_waiting_mutex;
+std::unordered_map<unsigned long, std::weak_ptr<ThreadWaiter>> g_waiting;
+
+class WaitingHere {
+ public:
+  explicit WaitingHere(const std::shared_ptr<ThreadWaiter>& waiter)
+      : thread_(PyThread_get_thread_ident()) {
+    const std::lock_guard lock(g_waiting_mutex);
+    g_waiting[thread_] = waiter;
+  }
+  ~WaitingHere() {
+    const std::lock_guard lock(g_waiting_mutex);
+    g_waiting.erase(thread_);
+  }
+  WaitingHere(const WaitingHere&) = delete;
+  WaitingHere& operator=(const WaitingHere&) = delete;
+
+ private:
+  const unsigned long thread_;
+};
+
+// --- waiting in a coroutine
+// ----------------------------------------------------------------------------------------
+
+// Calls a Python callable on the node's loop thread, which wakes the coroutine on whatever loop it
+// is.
+class TaskWaiter final : public mailbox::Waiter, public std::enable_shared_from_this<TaskWaiter> {
+ public:
+  TaskWaiter(AsyncLoop& loop, PyObject* wake) : loop_(loop), wake_(wake) { Py_INCREF(wake); }
+
+  void wake() override {
+    loop_.post([self = shared_from_this()] { self->call(); });
+  }
+  // Under the GIL, when nobody waits any more.
+  void release() { Py_CLEAR(wake_); }
+
+ private:
+  void call() {
+    if (wake_ == nullptr) return;
+    const py::Ref wake = py::Ref::borrow(wake_);
+    const py::Ref ignored = py::Ref::steal(PyObject_CallNoArgs(wake.get()));
+    // Its loop was closed while it waited: whoever comes next finds the message.
+    if (!ignored) PyErr_Clear();
+  }
+
+  AsyncLoop& loop_;
+  PyObject* wake_;  // under the GIL
+};
+
+// --- the types
+// -----------------------------------------------------------------------------------------------------
+
+struct ChannelObject {
+  PyObject_HEAD ChannelPtr channel;
+  term::BinaryPolicy binary;
+};
+struct TurnObject {
+  PyObject_HEAD ChannelPtr channel;
+  std::shared_ptr<TaskWaiter> waiter;
+  bool for_room;
+};
+
+PyTypeObject* g_turn_type = nullptr;
+
+ChannelObject* of(PyObject* self) { return reinterpret_cast<ChannelObject*>(self); }
+TurnObject* turn_of(PyObject* self) { return reinterpret_cast<TurnObject*>(self); }
+
+DecodedValues& decoded(Channel& channel) {
+  if (!channel.consumer_state) {
+    // The reactor may be the last to let a channel go, and has no GIL.
+    channel.consumer_state =
+        std::shared_ptr<DecodedValues>(new DecodedValues, [](DecodedValues* it) {
+          Runtime* runtime = Runtime::current();
+          if (it->values.empty() || PyGILState_Check() != 0)
+            delete it;
+          else if (runtime != nullptr)
+            runtime->loop().post([it] { delete it; });
+        });
+  }
+  return *std::static_pointer_cast<DecodedValues>(channel.consumer_state);
+}
+
+[[noreturn]] void raise_closed(const Channel& channel) {
+  const char* name =
+      channel.kind() == Channel::Kind::kBytes ? "ByteChannelClosed" : "ChannelClosed";
+  const py::Ref type = py::attribute(py::import("erlang.exceptions").get(), name);
+  py::raise(type.get(), "the channel is closed: " + channel.reason());
+}
+
+// Decodes the next batch behind what is decoded. False when there is none.
+bool decode_more(ChannelObject& self, DecodedValues& ready) {
+  Channel& channel = *self.channel;
+  std::unique_lock decoding(ready.decoding, std::try_to_lock);
+  if (!decoding) {
+    // Somebody decodes and gave the GIL up for a long copy.
+    const py::GilRelease released;
+    decoding.lock();
+  }
+  if (ready.values.size() > channel.in().reserved()) return true;
+  auto batch = channel.in().take(kDecodedAtOnce);
+  if (!batch) return false;
+  Runtime& runtime = running();
+  term::DecodeOptions options;
+  options.binary =
+      channel.kind() == Channel::Kind::kBytes ? term::BinaryPolicy::kBytes : self.binary;
+  for (std::size_t i = batch->next; i < batch->slices.size(); ++i) {
+    const mailbox::Slice& slice = batch->slices[i];
+    etf::Reader in(batch->bytes->bytes().subspan(slice.offset, slice.size));
+    DecodedValues::Value value{nullptr, slice.cost, batch->sender, false};
+    try {
+      auto term = runtime.codec().decode(in, options);
+      if (term) {
+        value.object = term->release();
+      } else {
+        value.is_error = true;
+        const py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "DecodeError");
+        value.object =
+            py::check(PyObject_CallFunction(type.get(), "s", term.error().message().c_str()))
+                .release();
+      }
+    } catch (const py::Error& error) {
+      value.is_error = true;
+      Py_INCREF(error.exception());
+      value.object = error.exception();
+    }
+    ready.values.push(value);
+  }
+  return true;
+}
+
+// The next value for a consumer: one it was granted, or one that nobody was. Null when there is
+// none.
+py::Ref take(ChannelObject& self, bool granted) {
+  Channel& channel = *self.channel;
+  DecodedValues& ready = decoded(channel);
+  while (ready.values.size() <= (granted ? 0 : channel.in().reserved())) {
+    if (!decode_more(self, ready)) return {};
+  }
+  const DecodedValues::Value value = ready.values.pop();
+  channel.in().hand_out(value.cost);
+  channel.consumed(value.sender, value.cost);
+  py::Ref object = py::Ref::steal(value.object);
+  if (value.is_error) throw py::Error(std::move(object));
+  return object;
+}
+
+// As take(), and then gives the turn back.
+py::Ref take_turn(ChannelObject& self, const mailbox::WaiterPtr& waiter) {
+  struct Leave {
+    Channel& channel;
+    const mailbox::WaiterPtr& waiter;
+    ~Leave() { channel.in().leave(waiter); }
+  } leave{*self.channel, waiter};
+  return take(self, self.channel->in().granted(waiter));
+}
+
+// Has the interpreter raise what was set in this thread from outside.
+void raise_pending() {
+  static PyObject* pulse = nullptr;
+  if (pulse == nullptr) {
+    py::Ref scope = py::check(PyDict_New());
+    pulse =
+        py::check(PyRun_String("lambda: None", Py_eval_input, scope.get(), scope.get())).release();
+  }
+  py::check(PyObject_CallNoArgs(pulse));
+}
+
+std::optional<Clock::time_point> deadline_argument(PyObject* timeout) {
+  if (timeout == nullptr || timeout == Py_None) return std::nullopt;
+  const double seconds = PyFloat_AsDouble(timeout);
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) py::throw_fetched();
+  if (!(seconds >= 0)) py::raise(PyExc_ValueError, "a timeout is 0 or more");
+  if (seconds > 1e9) return std::nullopt;
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+enum class Ended { kClosed, kTimeout };
+
+// Waits for a value; without one, why.
+py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, Ended& ended) {
+  Channel& channel = *self.channel;
+  for (;;) {
+    if (py::Ref value = take(self, false)) return value;
+    if (until && Clock::now() >= *until) {
+      ended = channel.closed() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
+      return {};
+    }
+    auto waiter = std::make_shared<ThreadWaiter>();
+    switch (channel.in().wait(waiter)) {
+      case mailbox::ChannelQueue::Wait::kTryAgain:
+        continue;
+      case mailbox::ChannelQueue::Wait::kClosed:
+        ended = Ended::kClosed;
+        return {};
+      case mailbox::ChannelQueue::Wait::kWaiting:
+        break;
+    }
+    const WaitingHere here(waiter);
+    ThreadWaiter::Woken woken = ThreadWaiter::Woken::kWoken;
+    {
+      const py::GilRelease released;
+      woken = waiter->wait(until);
+    }
+    if (woken == ThreadWaiter::Woken::kInterrupted) {
+      channel.in().leave(waiter);
+      raise_pending();
+      continue;
+    }
+    // Also after a timeout: the turn may have come in the same moment.
+    if (py::Ref value = take_turn(self, waiter)) return value;
+  }
+}
+
+// --- methods
+// -------------------------------------------------------------------------------------------------------
+
+PyObject* channel_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  return guarded([&] {
+    static const char* names[] = {"pid", "binary", nullptr};
+    PyObject* who = nullptr;
+    const char* binary = "auto";
+    if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O|s", const_cast<char**>(names), &who,
+                                    &binary) == 0)
+      py::throw_fetched();
+    Runtime& runtime = running();
+    const etf::Pid pid = pid_argument(runtime, who);
+    if (!is_local(runtime, pid))
+      py::raise(PyExc_ValueError, "a channel of another node is used from Erlang there");
+    ChannelPtr channel = runtime.channels().find(local_id(pid));
+    if (!channel) {
+      // It was closed and is drained: so is this one.
+      const etf::Buffer encoded = encode_pid(pid);
+      channel = std::make_shared<Channel>(local_id(pid), encoded.bytes(), Channel::Kind::kTerms, 0,
+                                          runtime.answers());
+      channel->close("it is no more");
+    }
+    const std::string_view policy = binary;
+    if (policy != "auto" && policy != "str" && policy != "bytes")
+      py::raise(PyExc_ValueError, "binary is 'auto', 'str' or 'bytes'");
+    py::Ref self = py::check(type->tp_alloc(type, 0));
+    new (&of(self.get())->channel) ChannelPtr(std::move(channel));
+    of(self.get())->binary = policy == "str"     ? term::BinaryPolicy::kStr
+                             : policy == "bytes" ? term::BinaryPolicy::kBytes
+                                                 : term::BinaryPolicy::kAuto;
+    return self;
+  });
+}
+
+void channel_free(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  of(self)->channel.~ChannelPtr();
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* channel_pid(PyObject* self, void*) {
+  return guarded([&] {
+    etf::Reader in(of(self)->channel->pid());
+    return running().codec().pid(*in.pid());
+  });
+}
+
+PyObject* channel_closed(PyObject* self, void*) {
+  return guarded([&] { return boolean(of(self)->channel->closed()); });
+}
+
+PyObject* channel_is_bytes(PyObject* self, void*) {
+  return guarded([&] { return boolean(of(self)->channel->kind() == Channel::Kind::kBytes); });
+}
+
+PyObject* channel_next(PyObject* self) {
+  return guarded([&] {
+    Ended ended = Ended::kClosed;
+    return receive(*of(self), std::nullopt, ended);  // null and no exception: the iteration is over
+  });
+}
+
+PyObject* channel_receive(PyObject* self, PyObject* arguments, PyObject* keywords) {
+  return guarded([&] {
+    static const char* names[] = {"timeout", nullptr};
+    PyObject* timeout = Py_None;
+    if (PyArg_ParseTupleAndKeywords(arguments, keywords, "|O", const_cast<char**>(names),
+                                    &timeout) == 0)
+      py::throw_fetched();
+    Ended ended = Ended::kClosed;
+    py::Ref value = receive(*of(self), deadline_argument(timeout), ended);
+    if (value) return value;
+    if (ended == Ended::kClosed) raise_closed(*of(self)->channel);
+    py::raise(PyExc_TimeoutError, "no message in time");
+  });
+}
+
+// _take(turn=None): a value, NOTHING, or ChannelClosed raised.
+PyObject* channel_take(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    ChannelObject& own = *of(self);
+    py::Ref value;
+    if (count == 1 && Py_TYPE(arguments[0]) == g_turn_type) {
+      TurnObject* turn = turn_of(arguments[0]);
+      turn->waiter->release();
+      value = take_turn(own, turn->waiter);
+    } else {
+      value = take(own, false);
+    }
+    if (value) return value;
+    if (own.channel->closed() && own.channel->in().available() <= own.channel->in().reserved())
+      raise_closed(*own.channel);
+    return py::Ref::borrow(g_nothing);
+  });
+}
+
+// _wait(wake): queues up; a Turn, or None when it is better to try again.
+PyObject* channel_wait(PyObject* self, PyObject* wake) {
+  return guarded([&] {
+    Channel& channel = *of(self)->channel;
+    auto waiter = std::make_shared<TaskWaiter>(running().loop(), wake);
+    py::Ref turn = py::check(g_turn_type->tp_alloc(g_turn_type, 0));
+    new (&turn_of(turn.get())->channel) ChannelPtr(of(self)->channel);
+    new (&turn_of(turn.get())->waiter) std::shared_ptr<TaskWaiter>(waiter);
+    turn_of(turn.get())->for_room = false;
+    if (channel.in().wait(waiter) == mailbox::ChannelQueue::Wait::kWaiting) return turn;
+    waiter->release();
+    return none();
+  });
+}
+
+// _wait_for_room(wake, bytes): the same for a sender.
+PyObject* channel_wait_for_room(PyObject* self, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* wake = nullptr;
+    Py_ssize_t bytes = 0;
+    if (PyArg_ParseTuple(arguments, "On", &wake, &bytes) == 0) py::throw_fetched();
+    Channel& channel = *of(self)->channel;
+    auto waiter = std::make_shared<TaskWaiter>(running().loop(), wake);
+    py::Ref turn = py::check(g_turn_type->tp_alloc(g_turn_type, 0));
+    new (&turn_of(turn.get())->channel) ChannelPtr(of(self)->channel);
+    new (&turn_of(turn.get())->waiter) std::shared_ptr<TaskWaiter>(waiter);
+    turn_of(turn.get())->for_room = true;
+    if (channel.wait_for_room(waiter, static_cast<std::size_t>(bytes)) == Channel::Wait::kWaiting)
+      return turn;
+    waiter->release();
+    return none();
+  });
+}
+
+PyObject* turn_leave(PyObject* self, PyObject*) {
+  return guarded([&] {
+    TurnObject* turn = turn_of(self);
+    turn->waiter->release();
+    if (turn->for_room)
+      turn->channel->stop_waiting_for_room(turn->waiter);
+    else
+      turn->channel->in().leave(turn->waiter);
+    return none();
+  });
+}
+
+void turn_free(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  TurnObject* turn = turn_of(self);
+  turn->waiter->release();
+  if (turn->for_room)
+    turn->channel->stop_waiting_for_room(turn->waiter);
+  else
+    turn->channel->in().leave(turn->waiter);  // nothing, once it has been left
+  turn->waiter.~shared_ptr();
+  turn->channel.~ChannelPtr();
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+etf::Buffer encode_message(ChannelObject& self, PyObject* term) {
+  etf::Buffer bytes;
+  etf::Writer out(bytes);
+  if (self.channel->kind() == Channel::Kind::kBytes && PyObject_CheckBuffer(term) == 0)
+    py::raise(PyExc_TypeError, "a byte channel carries bytes");
+  running().codec().encode(term, out, "message");
+  return bytes;
+}
+
+// _try_send(term) -> 0, or the bytes it takes when there is no room for so many.
+PyObject* channel_try_send(PyObject* self, PyObject* term) {
+  return guarded([&] {
+    etf::Buffer message = encode_message(*of(self), term);
+    const std::size_t size = message.size();
+    switch (of(self)->channel->send(message)) {
+      case Channel::Sent::kSent:
+        return py::check(PyLong_FromLong(0));
+      case Channel::Sent::kFull:
+        return py::check(PyLong_FromSize_t(size));
+      case Channel::Sent::kClosed:
+        break;
+    }
+    raise_closed(*of(self)->channel);
+  });
+}
+
+// send(term, timeout=None): waits for room.
+PyObject* channel_send(PyObject* self, PyObject* arguments, PyObject* keywords) {
+  return guarded([&] {
+    static const char* names[] = {"", "timeout", nullptr};
+    PyObject* term = nullptr;
+    PyObject* timeout = Py_None;
+    if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O", const_cast<char**>(names), &term,
+                                    &timeout) == 0)
+      py::throw_fetched();
+    Channel& channel = *of(self)->channel;
+    const auto until = deadline_argument(timeout);
+    etf::Buffer message = encode_message(*of(self), term);
+    const std::size_t size = message.size();
+    for (;;) {
+      switch (channel.send(message)) {
+        case Channel::Sent::kSent:
+          return none();
+        case Channel::Sent::kClosed:
+          raise_closed(channel);
+        case Channel::Sent::kFull:
+          break;
+      }
+      if (until && Clock::now() >= *until) py::raise(PyExc_TimeoutError, "no room in time");
+      auto waiter = std::make_shared<ThreadWaiter>();
+      if (channel.wait_for_room(waiter, size) == Channel::Wait::kTryAgain) continue;
+      const WaitingHere here(waiter);
+      ThreadWaiter::Woken woken = ThreadWaiter::Woken::kWoken;
+      {
+        const py::GilRelease released;
+        woken = waiter->wait(until);
+      }
+      channel.stop_waiting_for_room(waiter);
+      if (woken == ThreadWaiter::Woken::kInterrupted) raise_pending();
+    }
+  });
+}
+
+PyObject* channel_close(PyObject* self, PyObject*) {
+  return guarded([&] {
+    running().channels().close(of(self)->channel, "normal");
+    return none();
+  });
+}
+
+PyObject* channel_info(PyObject* self, PyObject*) {
+  return guarded([&] {
+    const Channel::Info info = of(self)->channel->info();
+    const auto number = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
+    return py::check(Py_BuildValue("{s:K,s:K,s:O,s:K,s:K,s:K,s:K}", "size", number(info.size),
+                                   "max_size", number(info.max_size), "closed",
+                                   info.closed ? Py_True : Py_False, "received",
+                                   number(info.received), "consumed", number(info.consumed), "sent",
+                                   number(info.sent), "size_out", number(info.waiting_out)));
+  });
+}
+
+template <class Function>
+PyCFunction method(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef channel_methods[] = {
+    {"receive", method(channel_receive), METH_VARARGS | METH_KEYWORDS,
+     "receive(timeout=None): the next message, in seconds; TimeoutError, ChannelClosed."},
+    {"send", method(channel_send), METH_VARARGS | METH_KEYWORDS,
+     "send(term, timeout=None): to whoever receives in Erlang; waits for room."},
+    {"close", channel_close, METH_NOARGS, "close(): again and again if you like."},
+    {"info", channel_info, METH_NOARGS, "info() -> dict[str, int | bool]"},
+    {"_take", method(channel_take), METH_FASTCALL, nullptr},
+    {"_wait", channel_wait, METH_O, nullptr},
+    {"_wait_for_room", channel_wait_for_room, METH_VARARGS, nullptr},
+    {"_try_send", channel_try_send, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyGetSetDef channel_fields[] = {
+    {"pid", channel_pid, nullptr, "The channel as a process.", nullptr},
+    {"closed", channel_closed, nullptr, "Whether nothing comes in any more.", nullptr},
+    {"_is_bytes", channel_is_bytes, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+PyType_Slot channel_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(channel_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(channel_free)},
+    {Py_tp_iter, reinterpret_cast<void*>(PyObject_SelfIter)},
+    {Py_tp_iternext, reinterpret_cast<void*>(channel_next)},
+    {Py_tp_methods, channel_methods},
+    {Py_tp_getset, channel_fields},
+    {0, nullptr},
+};
+PyType_Spec channel_spec = {"erlang._native.Channel", sizeof(ChannelObject), 0,
+                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, channel_slots};
+
+PyMethodDef turn_methods[] = {
+    {"leave", turn_leave, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot turn_slots[] = {
+    {Py_tp_dealloc, reinterpret_cast<void*>(turn_free)},
+    {Py_tp_methods, turn_methods},
+    {0, nullptr},
+};
+PyType_Spec turn_spec = {"erlang._native.Turn", sizeof(TurnObject), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, turn_slots};
+
+}  // namespace
+
+DecodedValues::~DecodedValues() {
+  while (!values.empty()) Py_DECREF(values.pop().object);
+}
+
+void interrupt_waiting(unsigned long thread) {
+  std::shared_ptr<ThreadWaiter> waiter;
+  {
+    const std::lock_guard lock(g_waiting_mutex);
+    if (auto found = g_waiting.find(thread); found != g_waiting.end())
+      waiter = found->second.lock();
+  }
+  if (waiter) waiter->interrupt();
+}
+
+int add_channel_type(PyObject* module) {
+  try {
+    if (g_nothing == nullptr)
+      g_nothing =
+          py::check(PyObject_CallNoArgs(reinterpret_cast<PyObject*>(&PyBaseObject_Type))).release();
+    if (g_turn_type == nullptr)
+      g_turn_type =
+          reinterpret_cast<PyTypeObject*>(py::check(PyType_FromSpec(&turn_spec)).release());
+    const py::Ref type = py::check(PyType_FromSpec(&channel_spec));
+    py::check_status(PyModule_AddObjectRef(module, "Channel", type.get()));
+    py::check_status(PyModule_AddObjectRef(module, "NOTHING", g_nothing));
+    return 0;
+  } catch (py::Error& error) {
+    std::move(error).restore();
+    return -1;
+  }
+}
+
+}  // namespace bridge
