@@ -78,18 +78,43 @@ new_table() ->
 -spec ensure(node()) -> {ok, pid()} | {error, term()}.
 ensure(Node) ->
     try ets:lookup(?TABLE, {link, Node}) of
-        [{_, Pid}] -> {ok, Pid};
-        [] -> py_channel_sup:start_link_to(Node)
+        [{_, Pid}] ->
+            case is_process_alive(Pid) of
+                true -> {ok, Pid};
+                false -> forget(Pid), ensure(Node)
+            end;
+        [] ->
+            py_channel_sup:start_link_to(Node)
     catch
         error:badarg -> {error, {down, not_started}}
     end.
 
-%% The way to send to a channel. One made by another BEAM is attached to the first time.
+%% A link that was killed has left its rows behind.
+-spec forget(pid()) -> ok.
+forget(Link) ->
+    Credits = ets:select(?TABLE, [{{'_', Link, '$1', '_', '_'}, [], ['$1']}]),
+    lists:foreach(fun(Credit) -> atomics:put(Credit, ?CREDIT, ?CLOSED) end, Credits),
+    true = ets:match_delete(?TABLE, {'_', Link, '_', '_', '_'}),
+    true = ets:match_delete(?TABLE, {{link, '_'}, Link}),
+    ok.
+
+%% The way to send to a channel. One made by another BEAM is attached to the first time. A process
+%% keeps the one it used last: what it holds tells when the channel is closed.
 -spec handle(pid()) -> {ok, handle()} | {error, closed}.
 handle(Ch) ->
+    case get(?MODULE) of
+        {Ch, _, _, _, _} = Handle -> {ok, Handle};
+        _ -> look_up(Ch)
+    end.
+
+-spec look_up(pid()) -> {ok, handle()} | {error, closed}.
+look_up(Ch) ->
     try ets:lookup(?TABLE, Ch) of
-        [Handle] -> {ok, Handle};
-        [] -> attach(Ch)
+        [Handle] ->
+            put(?MODULE, Handle),
+            {ok, Handle};
+        [] ->
+            attach(Ch)
     catch
         error:badarg -> {error, closed}
     end.
@@ -99,7 +124,7 @@ attach(Ch) when node(Ch) =:= node() ->
     error({badarg, Ch});
 attach(Ch) ->
     case ask(Ch, {attach, Ch}, infinity) of
-        ok -> handle(Ch);
+        ok -> look_up(Ch);
         {error, _} -> {error, closed}
     end.
 
@@ -113,11 +138,18 @@ send({Ch, Link, Credit, Max, _}, Term, Cost) ->
             Link ! {'$send', Ch, Cost, Term},
             ok;
         busy ->
-            want(Ch, Link, Credit),
-            busy;
+            case is_process_alive(Link) of
+                true -> want(Ch, Link, Credit), busy;
+                false -> forget(Link), closed()
+            end;
         closed ->
-            {error, closed}
+            closed()
     end.
+
+-spec closed() -> {error, closed}.
+closed() ->
+    erase(?MODULE),
+    {error, closed}.
 
 %% Waits for credit: behind those who already wait on this BEAM.
 -spec send(handle(), term(), non_neg_integer(), timeout()) -> ok | busy | {error, closed}.
@@ -189,7 +221,7 @@ close(Ch) ->
 
 -spec close_elsewhere(pid()) -> ok.
 close_elsewhere(Ch) ->
-    case handle(Ch) of
+    case attach(Ch) of
         {ok, _} -> close(Ch);
         {error, closed} -> ok
     end.

@@ -28,6 +28,7 @@ all() ->
      receivers_share_and_a_dead_one_takes_nothing,
      a_byte_channel_carries_bytes,
      flush_waits_for_the_consumer_and_info_counts,
+     a_link_process_that_is_killed_is_closed_channels,
      ten_thousand_channels_leave_nothing_behind].
 
 init_per_suite(Config0) ->
@@ -470,6 +471,26 @@ flush_waits_for_the_consumer_and_info_counts(Config) ->
         ?assertEqual({error, closed}, py_channel:flush(Ch, 5000)),
         ok = sw_e2e:eventually(fun() -> maps:get(closed, py_channel:info(Ch)) end),
         ?assertMatch(#{consumed := 10}, py_channel:info(Ch))
+    end).
+
+%% The process that carries the channels of a node has no more rights than others.
+a_link_process_that_is_killed_is_closed_channels(Config) ->
+    run(Config, fun(N) ->
+        {ok, Ch} = py_channel:new(#{max_size => 100, owner => none}),
+        Monitor = monitor(process, Ch),
+        ok = py_channel:send(Ch, binary:copy(<<"x">>, 80)),
+        Waiting = spawn_monitor(fun() -> exit({result, py_channel:send(Ch, binary:copy(<<"x">>, 80), infinity)}) end),
+        timer:sleep(50),
+        {ok, Link} = py_channel_link:ensure(N),
+        exit(Link, kill),
+        {Waiter, Watch} = Waiting,
+        receive {'DOWN', Watch, process, Waiter, Result} -> ?assertEqual({result, {error, closed}}, Result) after 5000 -> error(waits) end,
+        receive {'DOWN', Monitor, process, Ch, _} -> ok after 5000 -> error(no_down) end,
+        ?assertEqual({error, closed}, eventually_closed(Ch)),
+        {ok, Another} = py_channel:new(),
+        ok = py_channel:send(Another, 1),
+        ?assertEqual({ok, [1]}, call('receive', [Another])),
+        ok = py_channel:close(Another)
     end).
 
 ten_thousand_channels_leave_nothing_behind(Config) ->
