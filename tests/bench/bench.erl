@@ -64,7 +64,13 @@ run({cast, Node, Count, Size}) ->
 run({blast, Node, Count, Size}) ->
     blast(Node, Count, Size);
 run({stream, Node, Count, Size}) ->
-    stream(Node, Count, Size).
+    stream(Node, Count, Size);
+run({channel, Consumer, Node, Count, Size}) ->
+    channel(Consumer, Node, Count, Size);
+run({produce, Node, Count, Size}) ->
+    produce(Node, Count, Size);
+run({pingpong, Echo, Node, Count}) ->
+    pingpong(Echo, Node, Count).
 
 %% --- One call -----------------------------------------------------------------------------------
 
@@ -230,3 +236,49 @@ stream(Node, Count, Size) ->
     {echo, Node} ! {stream, self(), Count, Size},
     lists:foreach(fun(_) -> receive <<_:Size/binary>> -> ok end end, lists:seq(1, Count)),
     rate(Count, Start).
+
+%% --- Channels -----------------------------------------------------------------------------------
+
+-define(BOUND, 4_000_000).
+
+%% From the first message until Python has counted the last.
+-spec channel(atom(), node(), pos_integer(), pos_integer()) -> [value()].
+channel(Consumer, Node, Count, Size) ->
+    Module = case Consumer of
+                 consume_bytes -> py_byte_channel;
+                 _ -> py_channel
+             end,
+    {ok, Ch} = Module:new(Node, #{max_size => ?BOUND}),
+    Consuming = py:spawn_call(Node, bench_channels, Consumer, [Ch]),
+    Blob = binary:copy(<<"x">>, Size),
+    Start = erlang:monotonic_time(microsecond),
+    lists:foreach(fun(_) -> ok = Module:send(Ch, Blob, ?TIMEOUT_MS) end, lists:seq(1, Count)),
+    ok = Module:close(Ch),
+    {ok, Count} = py:await(Consuming, ?TIMEOUT_MS),
+    rate(Count, Start).
+
+%% Until this process has received the last that Python sent.
+-spec produce(node(), pos_integer(), pos_integer()) -> [value()].
+produce(Node, Count, Size) ->
+    {ok, Ch} = py_channel:new(Node, #{max_size => ?BOUND}),
+    Start = erlang:monotonic_time(microsecond),
+    Producing = py:spawn_call(Node, bench_channels, produce, [Ch, Count, Size]),
+    lists:foreach(fun(_) -> {ok, <<_:Size/binary>>} = py_channel:recv(Ch, ?TIMEOUT_MS) end, lists:seq(1, Count)),
+    Rate = rate(Count, Start),
+    {ok, Count} = py:await(Producing, ?TIMEOUT_MS),
+    ok = py_channel:close(Ch),
+    Rate.
+
+-spec pingpong(atom(), node(), pos_integer()) -> [value()].
+pingpong(Echo, Node, Count) ->
+    {ok, Ch} = py_channel:new(Node, #{}),
+    Echoing = py:spawn_call(Node, bench_channels, Echo, [Ch]),
+    Times = [begin
+        Start = erlang:monotonic_time(nanosecond),
+        ok = py_channel:send(Ch, ping),
+        {ok, ping} = py_channel:recv(Ch, ?TIMEOUT_MS),
+        erlang:monotonic_time(nanosecond) - Start
+    end || _ <- lists:seq(1, Count)],
+    ok = py_channel:close(Ch),
+    {ok, _} = py:await(Echoing, ?TIMEOUT_MS),
+    quantiles(Times).

@@ -444,6 +444,72 @@ def streams(cluster: Cluster, scale: Scale) -> None:
     absolute("echo node to the BEAM, 64 B, one frame a message", got["stream"]["rate"], "/s")
 
 
+def channels(cluster: Cluster, scale: Scale) -> None:
+    """Streams in both directions and ping-pong. The sink's rate is that of unbatched `!` of the same size."""
+    sink = cluster.baseline("sink")
+    turns = min(scale.rounds, 5) + 1
+    for size, part, goal in ((64, 1, 6), (1024, 2, 3), (16_384, 20, 1)):
+        count = max(2 * scale.stream // part, 1000)
+        ours: dict[str, list[float]] = {"consume": [], "consume_async": [], "consume_bytes": []}
+        baseline: list[float] = []
+        for turn in range(turns):
+            got = {
+                name: cluster.measure(f"channel, {name}, {PY}, {count}, {size}")["rate"]
+                for name in ours
+            }
+            cluster.measure(f"blast, {SINK}, {count}, {size}")
+            counted: Values = {}
+            while counted.get("messages", 0) < count:
+                counted = {
+                    key: float(value) for key, value in re.findall(r"(\w+)=(\S+)", sink.line())
+                }
+            if turn > 0:
+                baseline.append(counted["messages"] / counted["seconds"])
+                for name, rate in got.items():
+                    ours[name].append(rate)
+        for name, title, bar in (
+            ("consume", "`for`", float(goal)),
+            ("consume_async", "`async for`", goal / 2),
+            ("consume_bytes", "ByteChannel, `for`", float(goal)),
+        ):
+            compared(
+                f"channel into Python, {title}, {size} B; sink: unbatched !",
+                ours[name],
+                baseline,
+                "/s",
+                "sink",
+                at_least(bar),
+            )
+    got2 = rounds(
+        cluster,
+        turns - 1,
+        {
+            "produce": f"produce, {PY}, {scale.stream}, 64",
+            "echo": f"stream, {ECHO}, {scale.stream}, 64",
+            "sync": f"pingpong, echo, {PY}, {scale.calls}",
+            "async": f"pingpong, echo_async, {PY}, {scale.calls}",
+            "call": f"latency, echo, {ECHO}, {scale.calls}",
+        },
+    )
+    compared(
+        "ch.send of 64 B to recv; echo node: one frame a message",
+        got2["produce"]["rate"],
+        got2["echo"]["rate"],
+        "/s",
+        "echo",
+        at_least(4),
+    )
+    for name in ("sync", "async"):
+        compared(
+            f"ping-pong over a channel, {name}, p50",
+            got2[name]["p50"],
+            got2["call"]["p50"],
+            "us",
+            "echo",
+            at_most(1.35),
+        )
+
+
 # --- The idle node ---------------------------------------------------------------------------------------------------
 
 
@@ -510,6 +576,7 @@ GROUPS = {
     "sleepers": sleepers,
     "transfers": transfers,
     "streams": streams,
+    "channels": channels,
     "idle": idle,
 }
 
@@ -565,7 +632,7 @@ def main() -> int:
     try:
         with Cluster(arguments.erl_flags.split()) as cluster:
             cluster.baseline("echo")
-            cluster.node("py", "--workers", "16")
+            cluster.node("py", "--workers", "16", "--path", str(ROOT / "tests/bench"))
             for name in arguments.groups or GROUPS:
                 GROUPS[name](cluster, scale)
     except BenchError as error:
