@@ -145,6 +145,7 @@ class Cluster:
 
     def __init__(self, erl_flags: Sequence[str]):
         self.directory = Path(tempfile.mkdtemp(prefix="sidewinder-bench-"))
+        self.baselines: dict[str, Program] = {}
         self.cookie = self.directory / "cookie"
         self.cookie.write_text("bench")
         self.cookie.chmod(0o400)
@@ -199,10 +200,12 @@ class Cluster:
         return self.connect(name, self.start(name, command))
 
     def baseline(self, name: str) -> Program:
-        return self.connect(
-            name,
-            self.start(name, [BUILD / f"bench/{name}_node", f"{name}@127.0.0.1", self.cookie]),
-        )
+        if name not in self.baselines:
+            program = self.start(
+                name, [BUILD / f"bench/{name}_node", f"{name}@127.0.0.1", self.cookie]
+            )
+            self.baselines[name] = self.connect(name, program)
+        return self.baselines[name]
 
     def connect(self, name: str, program: Program) -> Program:
         """Waits until the BEAM is linked to it."""
