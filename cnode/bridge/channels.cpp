@@ -40,6 +40,10 @@ ChannelPtr Channels::find(dist::ProcessId id) const {
   return found == channels_.end() ? nullptr : found->second;
 }
 
+ChannelPtr Channels::find(const etf::PidView& pid) const {
+  return pid.creation == node_->creation() ? find(id_of(pid)) : nullptr;
+}
+
 // --- items
 // -------------------------------------------------------------------------------------------------------
 
@@ -65,7 +69,7 @@ bool Channels::on_batch(dist::Link& link, const etf::PidView& from, const Payloa
       auto pid = after.pid();
       auto cost = after.unsigned_integer();
       if (!pid || !cost) return false;
-      if (!accept(origin, find(id_of(*pid)), payload, *cost, after)) return false;
+      if (!accept(origin, find(*pid), payload, *cost, after)) return false;
     } else {
       for (; fields > 0; --fields) {
         if (auto field = after.term(); !field) return false;
@@ -96,7 +100,7 @@ bool Channels::on_item(const Origin& origin, const Payload&, Item item) {
   }
   auto pid = in.pid();
   if (!pid) return false;
-  const ChannelPtr channel = find(id_of(*pid));
+  const ChannelPtr channel = find(*pid);
   if (verb == "attach") {
     attach_sender(origin, id, channel);
   } else if (verb == "info") {

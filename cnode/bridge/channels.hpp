@@ -30,6 +30,7 @@ class Channels {
 
   // Any thread. Also one that is closed, as long as something in it is left.
   ChannelPtr find(dist::ProcessId id) const;
+  ChannelPtr find(const etf::PidView& pid) const;  // not one of an earlier incarnation of this node
   std::size_t open() const { return open_.load(std::memory_order_relaxed); }
   void close(const ChannelPtr& channel, std::string_view reason);  // an atom
 

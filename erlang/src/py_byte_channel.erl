@@ -28,7 +28,7 @@ new(Node, Options) when is_atom(Node), is_map(Options) ->
 send(Ch, Data) when is_pid(Ch) ->
     Bytes = iolist_to_binary(Data),
     case py_channel_link:handle(Ch) of
-        {ok, Handle} -> py_channel_link:send(Handle, Bytes, byte_size(Bytes));
+        {ok, Handle} -> py_channel_link:send(Handle, Bytes, cost(Bytes));
         {error, closed} -> {error, closed}
     end.
 
@@ -37,7 +37,7 @@ send(Ch, Data) when is_pid(Ch) ->
 send(Ch, Data, Timeout) when is_pid(Ch) ->
     Bytes = iolist_to_binary(Data),
     case py_channel_link:handle(Ch) of
-        {ok, Handle} -> py_channel_link:send(Handle, Bytes, byte_size(Bytes), Timeout);
+        {ok, Handle} -> py_channel_link:send(Handle, Bytes, cost(Bytes), Timeout);
         {error, closed} -> {error, closed}
     end.
 
@@ -66,3 +66,7 @@ info(Ch) ->
 -spec flush(py_channel:channel(), timeout()) -> ok | {error, closed | timeout}.
 flush(Ch, Timeout) ->
     py_channel:flush(Ch, Timeout).
+
+%% An empty message is one as well.
+-spec cost(binary()) -> pos_integer().
+cost(Bytes) -> max(1, byte_size(Bytes)).

@@ -170,7 +170,8 @@ answer(_, cancelled) ->
 answer(_, Reason) when Reason =:= closed; Reason =:= empty ->
     {error, Reason}.
 
+%% The pid tells the node whether it is still the one that was meant.
 -spec tell(channel(), tuple()) -> ok.
 tell(Ch, Item) ->
-    _ = erlang:send({py, node(Ch)}, {'$py_channel', [Item]}, [noconnect]),
+    {py, node(Ch)} ! {'$py_channel', [Item]},
     ok.

@@ -288,8 +288,9 @@ init(Parent, Node) ->
     process_flag(trap_exit, true),
     case ets:insert_new(?TABLE, {{link, Node}, self()}) of
         true ->
-            Monitor = erlang:monitor(process, {py, Node}),
             proc_lib:init_ack(Parent, {ok, self()}),
+            _ = net_kernel:connect_node(Node),  % what is sent later must not dial
+            Monitor = erlang:monitor(process, {py, Node}),
             loop(#link{parent = Parent, node = Node, monitor = Monitor});
         false ->
             [{_, Pid}] = ets:lookup(?TABLE, {link, Node}),

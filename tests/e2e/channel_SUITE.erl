@@ -16,6 +16,7 @@ all() ->
      send_waits_for_room_and_no_longer_than_it_may,
      a_message_as_large_as_the_bound_goes_and_a_larger_one_never,
      several_beams_share_the_bound_and_the_channel,
+     a_beam_that_never_met_the_node_is_as_good_as_any,
      threads_and_coroutines_share_a_channel,
      who_leaves_a_loop_or_gives_up_loses_nothing_for_others,
      a_cancelled_consumer_stops_waiting,
@@ -139,6 +140,17 @@ what_is_not_there_is_told_apart_from_what_is_closed(Config) ->
         ?assertEqual({error, closed}, py_channel:recv(Ch)),
         ?assertEqual({error, closed}, py_channel:try_receive(Ch)),
         ?assertMatch({error, {python, <<"erlang.exceptions.ChannelClosed">>, _, _}}, call('receive', [Ch])),
+        % The channel of an earlier node of that name: the same pid but for its creation.
+        {ok, New} = py_channel:new(),
+        Encoded = term_to_binary(New),
+        Head = byte_size(Encoded) - 4,
+        <<Before:Head/binary, Creation:32>> = Encoded,
+        Old = binary_to_term(<<Before/binary, (Creation bxor 1):32>>),
+        ?assertEqual({error, closed}, py_channel:send(Old, x)),
+        ?assertEqual({error, closed}, py_channel:recv(Old, 5000)),
+        ?assertEqual(ok, py_channel:close(Old)),
+        ?assertEqual({error, empty}, py_channel:try_receive(New)),
+        ?assertMatch({error, {python, <<"ValueError">>, _, _}}, call('receive', [Old])),
         % A pid that is no channel, and one of nowhere.
         ?assertEqual({error, closed}, py_channel:send(erpc:call(N, erlang, self, []), x)),
         ?assertMatch({error, {python, <<"ValueError">>, _, _}}, call('receive', [self()])),
@@ -228,6 +240,28 @@ several_beams_share_the_bound_and_the_channel(Config) ->
         ?assertEqual({ok, lists:duplicate(10, Message)}, call('receive', [Ch, 10])),
         ok = sw_e2e:eventually(fun() -> py_channel:send(Ch, Message, 100) =:= ok end),
         ?assertEqual(ok, py_channel:send(Ch, binary:copy(<<"x">>, 800), 5000)),
+        ok = py_channel:close(Ch)
+    end).
+
+a_beam_that_never_met_the_node_is_as_good_as_any(Config) ->
+    Context = sw_e2e:context(Config),
+    Ch = run(Config, fun(_) ->
+        {ok, Ch} = py_channel:new(#{owner => none}),
+        {ok, 2} = call(send_all, [Ch, [1, 2]]),
+        Ch
+    end),
+    [begin
+        Stranger = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py))]}),
+        sw_e2e:on(Stranger, fun() ->
+            {ok, _} = application:ensure_all_started(sidewinder),
+            First()
+        end),
+        ok = sw_e2e:stop_beam(Stranger)
+     end || First <- [fun() -> ?assertEqual({ok, 1}, py_channel:recv(Ch, 5000)) end,
+                      fun() -> ?assertEqual({ok, 2}, py_channel:try_receive(Ch)) end,
+                      fun() -> ?assertEqual(ok, py_channel:send(Ch, 3, 5000)), ?assertEqual({error, timeout}, py_channel:flush(Ch, 50)) end]],
+    run(Config, fun(_) ->
+        ?assertEqual({ok, [3]}, call('receive', [Ch])),
         ok = py_channel:close(Ch)
     end).
 
