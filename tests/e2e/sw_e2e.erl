@@ -115,9 +115,14 @@ stop_epmd(Program) ->
     Lost = monitor(process, Program),
     receive {'DOWN', Lost, process, Program, closed} -> ok end.
 
-%% The names that epmd knows, with their ports.
+%% The names that epmd knows, with their ports; none while it does not listen yet.
 epmd_names(Port) ->
-    {ok, Socket} = gen_tcp:connect("127.0.0.1", list_to_integer(Port), [binary, {active, false}]),
+    case gen_tcp:connect("127.0.0.1", list_to_integer(Port), [binary, {active, false}]) of
+        {ok, Socket} -> epmd_names_from(Socket);
+        {error, econnrefused} -> []
+    end.
+
+epmd_names_from(Socket) ->
     ok = gen_tcp:send(Socket, <<1:16, $n>>),
     <<_:32, Text/binary>> = iolist_to_binary(receive_all(Socket)),
     {match, Names} = case re:run(Text, "name (\\S+) at port ([0-9]+)", [global, {capture, [1, 2], list}]) of
