@@ -33,7 +33,11 @@ class Answers {
   OutboxPtr outbox(std::uint64_t link) const;
   void flush();
   bool dirty() const { return dirty_count_.load(std::memory_order_relaxed) > 0; }
-  etf::Bytes py_pid() const { return {py_pid_.data(), py_pid_.size()}; }
+  // Empty before the first link, the same ever after.
+  etf::Bytes py_pid() const {
+    if (!py_pid_known_.load(std::memory_order_acquire)) return {};
+    return {py_pid_.data(), py_pid_.size()};
+  }
   void exit_process(dist::ProcessId process, etf::Buffer reason);
   void post(std::function<void(dist::Node&)> work);  // to the reactor
 
@@ -46,7 +50,8 @@ class Answers {
 
   asio::io_context& reactor_;
   dist::Node*& node_;
-  std::vector<std::uint8_t> py_pid_;
+  std::vector<std::uint8_t> py_pid_;  // written once, before py_pid_known_
+  std::atomic<bool> py_pid_known_{false};
   mutable std::mutex mutex_;
   std::unordered_map<std::uint64_t, OutboxPtr> outboxes_;
   std::vector<OutboxPtr> dirty_;

@@ -169,7 +169,8 @@ a_python_exception_through_erpc_is_an_error_with_reason_python(Config) ->
         ?assertMatch({exception, {python, <<"probe.Odd">>, <<"no">>, _}, Stack} when is_list(Stack), Reason),
         {exception, {python, _, _, Traceback}, _} = Reason,
         ?assertMatch({match, _}, re:run(Traceback, "^Traceback.*probe\\.py.*in fail.*probe\\.Odd: no", [dotall])),
-        ?assertError({exception, {python, <<"ValueError">>, <<"math domain error">>, _}, _},
+        %% Its message differs between versions of Python.
+        ?assertError({exception, {python, <<"ValueError">>, <<_, _/binary>>, _}, _},
                      erpc:call(N, math, sqrt, [-1])),
         ?assertMatch([{error, {exception, {python, <<"probe.Odd">>, <<"no">>, _}, _}}],
                      erpc:multicall([N], probe, fail, [<<"no">>]))

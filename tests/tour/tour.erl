@@ -47,4 +47,4 @@ step({Text, Expected}, {Bindings, Wrong}) ->
 
 is_wrong(Value, Expected) when is_function(Expected, 1) -> is_wrong(Expected(Value), true);
 is_wrong(Value, Value) -> 0;
-is_wrong(_, Expected) -> io:format("expected ~tp~n", [Expected]), 1.
+is_wrong(_, Expected) -> io:format("%% WRONG, should be ~tp~n", [Expected]), 1.
