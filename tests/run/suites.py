@@ -90,7 +90,10 @@ class Outcome:
             return "did not end in time"
         if self.code < 0:
             return f"died of {signal.Signals(-self.code).name}"
-        return f"exited with {self.code}"
+        # What a sanitizer found stands in one line, wherever in the log it is.
+        text = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        found = sorted({line for line in text if line.startswith("SUMMARY: ")})
+        return "; ".join([f"exited with {self.code}", *found[:3]])
 
 
 running: set[int] = set()  # process groups started by run() that have not ended
