@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <optional>
 
 #include "cnode/base/log.hpp"
@@ -16,6 +17,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kDecodedAtOnce = 256;  // messages under one hold of the GIL
+constexpr std::size_t kLargeBody = 64 * 1024;
 
 PyObject* g_nothing = nullptr;  // what _take() returns when there is nothing
 
@@ -118,10 +120,34 @@ struct TurnObject {
   bool for_room;
 };
 
+// A large message of a byte channel, where the link put it: whoever receives it makes it bytes, or
+// looks at it in place.
+struct BodyObject {
+  PyObject_HEAD std::shared_ptr<const etf::Buffer> owner;
+  etf::Bytes bytes;
+};
+
 PyTypeObject* g_turn_type = nullptr;
+PyTypeObject* g_body_type = nullptr;
 
 ChannelObject* of(PyObject* self) { return reinterpret_cast<ChannelObject*>(self); }
 TurnObject* turn_of(PyObject* self) { return reinterpret_cast<TurnObject*>(self); }
+BodyObject* body_of(PyObject* self) { return reinterpret_cast<BodyObject*>(self); }
+
+enum class Form { kValue, kView };
+
+// The bytes are copied without the GIL.
+py::Ref in_form(py::Ref value, Form form) {
+  if (form == Form::kView) return py::check(PyMemoryView_FromObject(value.get()));
+  if (Py_TYPE(value.get()) != g_body_type) return value;
+  const etf::Bytes bytes = body_of(value.get())->bytes;
+  py::Ref made =
+      py::check(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes.size())));
+  char* to = PyBytes_AS_STRING(made.get());
+  const py::GilRelease released;
+  std::memcpy(to, bytes.data(), bytes.size());
+  return made;
+}
 
 DecodedValues& decoded(Channel& channel) {
   if (!channel.consumer_state) {
@@ -145,6 +171,18 @@ DecodedValues& decoded(Channel& channel) {
   py::raise(type.get(), "the channel is closed: " + channel.reason());
 }
 
+// A large body as it lies in the batch; null when it is small, or no binary.
+PyObject* body_in(const mailbox::Batch& batch, const mailbox::Slice& slice) {
+  if (slice.size < kLargeBody) return nullptr;
+  etf::Reader in(batch.bytes->bytes().subspan(slice.offset, slice.size));
+  const auto bytes = in.binary();
+  if (!bytes) return nullptr;
+  py::Ref body = py::check(g_body_type->tp_alloc(g_body_type, 0));
+  new (&body_of(body.get())->owner) std::shared_ptr<const etf::Buffer>(batch.bytes);
+  new (&body_of(body.get())->bytes) etf::Bytes(*bytes);
+  return body.release();
+}
+
 // Decodes the next batch behind what is decoded. False when there is none.
 bool decode_more(ChannelObject& self, DecodedValues& ready) {
   Channel& channel = *self.channel;
@@ -166,6 +204,11 @@ bool decode_more(ChannelObject& self, DecodedValues& ready) {
     etf::Reader in(batch->bytes->bytes().subspan(slice.offset, slice.size));
     DecodedValues::Value value{nullptr, slice.cost, batch->sender, false};
     try {
+      if (channel.kind() == Channel::Kind::kBytes) value.object = body_in(*batch, slice);
+      if (value.object != nullptr) {
+        ready.values.push(value);
+        continue;
+      }
       auto term = runtime.codec().decode(in, options);
       if (term) {
         value.object = term->release();
@@ -188,7 +231,7 @@ bool decode_more(ChannelObject& self, DecodedValues& ready) {
 
 // The next value for a consumer: one it was granted, or one that nobody was. Null when there is
 // none.
-py::Ref take(ChannelObject& self, bool granted) {
+py::Ref take(ChannelObject& self, bool granted, Form form) {
   Channel& channel = *self.channel;
   DecodedValues& ready = decoded(channel);
   while (ready.values.size() <= (granted ? 0 : channel.in().reserved())) {
@@ -199,17 +242,17 @@ py::Ref take(ChannelObject& self, bool granted) {
   channel.consumed(value.sender, value.cost);
   py::Ref object = py::Ref::steal(value.object);
   if (value.is_error) throw py::Error(std::move(object));
-  return object;
+  return in_form(std::move(object), form);
 }
 
 // As take(), and then gives the turn back.
-py::Ref take_turn(ChannelObject& self, const mailbox::WaiterPtr& waiter) {
+py::Ref take_turn(ChannelObject& self, const mailbox::WaiterPtr& waiter, Form form) {
   struct Leave {
     Channel& channel;
     const mailbox::WaiterPtr& waiter;
     ~Leave() { channel.in().leave(waiter); }
   } leave{*self.channel, waiter};
-  return take(self, self.channel->in().granted(waiter));
+  return take(self, self.channel->in().granted(waiter), form);
 }
 
 // Has the interpreter raise what was set in this thread from outside.
@@ -236,10 +279,11 @@ std::optional<Clock::time_point> deadline_argument(PyObject* timeout) {
 enum class Ended { kClosed, kTimeout };
 
 // Waits for a value; without one, why.
-py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, Ended& ended) {
+py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, Form form,
+                Ended& ended) {
   Channel& channel = *self.channel;
   for (;;) {
-    if (py::Ref value = take(self, false)) return value;
+    if (py::Ref value = take(self, false, form)) return value;
     if (until && Clock::now() >= *until) {
       ended = channel.closed() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
       return {};
@@ -266,7 +310,7 @@ py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, End
       continue;
     }
     // Also after a timeout: the turn may have come in the same moment.
-    if (py::Ref value = take_turn(self, waiter)) return value;
+    if (py::Ref value = take_turn(self, waiter, form)) return value;
   }
 }
 
@@ -330,10 +374,12 @@ PyObject* channel_is_bytes(PyObject* self, void*) {
 PyObject* channel_next(PyObject* self) {
   return guarded([&] {
     Ended ended = Ended::kClosed;
-    return receive(*of(self), std::nullopt, ended);  // null and no exception: the iteration is over
+    return receive(*of(self), std::nullopt, Form::kValue,
+                   ended);  // null and no exception: the iteration is over
   });
 }
 
+template <Form form>
 PyObject* channel_receive(PyObject* self, PyObject* arguments, PyObject* keywords) {
   return guarded([&] {
     static const char* names[] = {"timeout", nullptr};
@@ -342,7 +388,7 @@ PyObject* channel_receive(PyObject* self, PyObject* arguments, PyObject* keyword
                                     &timeout) == 0)
       py::throw_fetched();
     Ended ended = Ended::kClosed;
-    py::Ref value = receive(*of(self), deadline_argument(timeout), ended);
+    py::Ref value = receive(*of(self), deadline_argument(timeout), form, ended);
     if (value) return value;
     if (ended == Ended::kClosed) raise_closed(*of(self)->channel);
     py::raise(PyExc_TimeoutError, "no message in time");
@@ -350,6 +396,7 @@ PyObject* channel_receive(PyObject* self, PyObject* arguments, PyObject* keyword
 }
 
 // _take(turn=None): a value, NOTHING, or ChannelClosed raised.
+template <Form form>
 PyObject* channel_take(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     ChannelObject& own = *of(self);
@@ -357,9 +404,9 @@ PyObject* channel_take(PyObject* self, PyObject* const* arguments, Py_ssize_t co
     if (count == 1 && Py_TYPE(arguments[0]) == g_turn_type) {
       TurnObject* turn = turn_of(arguments[0]);
       turn->waiter->release();
-      value = take_turn(own, turn->waiter);
+      value = take_turn(own, turn->waiter, form);
     } else {
-      value = take(own, false);
+      value = take(own, false, form);
     }
     if (value) return value;
     if (own.channel->closed() && own.channel->in().available() <= own.channel->in().reserved())
@@ -516,13 +563,15 @@ PyCFunction method(Function function) {
 }
 
 PyMethodDef channel_methods[] = {
-    {"receive", method(channel_receive), METH_VARARGS | METH_KEYWORDS,
+    {"receive", method(channel_receive<Form::kValue>), METH_VARARGS | METH_KEYWORDS,
      "receive(timeout=None): the next message, in seconds; TimeoutError, ChannelClosed."},
     {"send", method(channel_send), METH_VARARGS | METH_KEYWORDS,
      "send(term, timeout=None): to whoever receives in Erlang; waits for room."},
     {"close", channel_close, METH_NOARGS, "close(): again and again if you like."},
     {"info", channel_info, METH_NOARGS, "info() -> dict[str, int | bool]"},
-    {"_take", method(channel_take), METH_FASTCALL, nullptr},
+    {"_receive_view", method(channel_receive<Form::kView>), METH_VARARGS | METH_KEYWORDS, nullptr},
+    {"_take", method(channel_take<Form::kValue>), METH_FASTCALL, nullptr},
+    {"_take_view", method(channel_take<Form::kView>), METH_FASTCALL, nullptr},
     {"_wait", channel_wait, METH_O, nullptr},
     {"_wait_for_room", channel_wait_for_room, METH_VARARGS, nullptr},
     {"_try_send", channel_try_send, METH_O, nullptr},
@@ -545,6 +594,27 @@ PyType_Slot channel_slots[] = {
 };
 PyType_Spec channel_spec = {"erlang._native.Channel", sizeof(ChannelObject), 0,
                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, channel_slots};
+
+void body_free(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  body_of(self)->owner.~shared_ptr();
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+int body_buffer(PyObject* self, Py_buffer* view, int flags) {
+  const etf::Bytes bytes = body_of(self)->bytes;
+  return PyBuffer_FillInfo(view, self, const_cast<std::uint8_t*>(bytes.data()),
+                           static_cast<Py_ssize_t>(bytes.size()), 1, flags);
+}
+
+PyType_Slot body_slots[] = {
+    {Py_tp_dealloc, reinterpret_cast<void*>(body_free)},
+    {Py_bf_getbuffer, reinterpret_cast<void*>(body_buffer)},
+    {0, nullptr},
+};
+PyType_Spec body_spec = {"erlang._native.Body", sizeof(BodyObject), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, body_slots};
 
 PyMethodDef turn_methods[] = {
     {"leave", turn_leave, METH_NOARGS, nullptr},
@@ -582,6 +652,9 @@ int add_channel_type(PyObject* module) {
     if (g_turn_type == nullptr)
       g_turn_type =
           reinterpret_cast<PyTypeObject*>(py::check(PyType_FromSpec(&turn_spec)).release());
+    if (g_body_type == nullptr)
+      g_body_type =
+          reinterpret_cast<PyTypeObject*>(py::check(PyType_FromSpec(&body_spec)).release());
     const py::Ref type = py::check(PyType_FromSpec(&channel_spec));
     py::check_status(PyModule_AddObjectRef(module, "Channel", type.get()));
     py::check_status(PyModule_AddObjectRef(module, "NOTHING", g_nothing));

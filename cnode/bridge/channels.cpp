@@ -47,13 +47,21 @@ ChannelPtr Channels::find(const etf::PidView& pid) const {
 // --- items
 // -------------------------------------------------------------------------------------------------------
 
-bool Channels::on_batch(dist::Link& link, const etf::PidView& from, const Payload& payload,
+bool Channels::on_batch(dist::Link& link, const etf::PidView& sender, const Payload& payload,
                         etf::Bytes bytes) {
+  etf::Reader in(bytes);
+  const auto whole = in.tuple();
+  if (!whole) return false;
+  if (auto label = in.atom(); !label) return false;
+  etf::PidView from = sender;
+  if (*whole == 3) {
+    // A carrier sends for the py_channel_link that started it.
+    auto pid = in.pid();
+    if (!pid || pid->node.utf8() != link.peer().name) return false;
+    from = *pid;
+  }
   const Origin origin{link, from, answers_.outbox(link.id())};
   if (!origin.outbox) return true;
-  etf::Reader in(bytes);
-  if (auto arity = in.tuple(); !arity) return false;
-  if (auto label = in.atom(); !label) return false;
   auto count = in.list();
   if (!count) return false;
   for (std::uint32_t i = 0; i < *count; ++i) {

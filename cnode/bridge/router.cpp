@@ -122,7 +122,7 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
   if (arity && label) {
     if (*label == "$py_batch" && *arity == 2 && from != nullptr)
       return on_batch(link, *from, message);
-    if (*label == "$py_channel" && *arity == 2 && from != nullptr)
+    if (*label == "$py_channel" && (*arity == 2 || *arity == 3) && from != nullptr)
       return on_channels(link, *from, message);
     if (*label == "$gen_call" && *arity == 3) return on_request(link, message);
     if (*label == "$gen_cast" && *arity == 2) return on_cast(link, message);

@@ -13,10 +13,17 @@
 %% Batching is that of py_link: what finds the link idle goes out at once and alone, what arrives
 %% meanwhile is drained in one go, order kept.
 %%
+%% Large messages. A message of more than 64 KB would keep the link for as long as it takes to send;
+%% so a channel that gets one is given a py_channel_carrier, and all that is for that channel goes
+%% through it from then on. The distribution interleaves what different processes send.
+%%
+%%   link ── '$send', '$item' ──▶ carrier ── {'$py_channel', Link, [{send, …}]} ──▶ {py, Node}
+%%
 %% Who dies, and what follows:
 %%   owner   {close, Ch, Reason} goes to the node behind everything the owner sent.
 %%   node    Every channel is closed here; senders and waiters see {error, closed}.
 %%   link    As when the node dies; py_channel_sup does not start it again, whoever needs one does.
+%%   carrier Its channel is closed: what it had not sent is lost.
 -module(py_channel_link).
 
 -include_lib("kernel/include/logger.hrl").
@@ -35,7 +42,8 @@
 -define(CLOSED, -(1 bsl 58)).
 -define(UNBOUNDED, (1 bsl 57)).
 -define(MAX_BATCH, 1024).
--define(MAX_BATCH_BYTES, 262144).
+-define(MAX_BATCH_BYTES, 49152).     % a batch and its headers stay below one fragment
+-define(LARGE, 65536).              % bytes; more go through a carrier
 -define(REMEMBERED, 1000).          % closed channels whose counts are kept
 
 -type kind() :: terms | bytes.
@@ -45,6 +53,7 @@
     credit :: atomics:atomics_ref(),
     max :: non_neg_integer(),
     owner :: reference() | none,
+    carrier = none :: pid() | none,
     waiters = queue:new() :: queue:queue({reference(), pos_integer(), term()})
 }).
 
@@ -55,6 +64,7 @@
     next = 1 :: pos_integer(),
     asked = #{} :: #{pos_integer() => {reference(), term()}},
     channels = #{} :: #{pid() => #channel{}},
+    carriers = #{} :: #{pid() => pid()},  % carrier => channel
     gone = #{} :: #{pid() => map()},
     gone_order = queue:new() :: queue:queue(pid())
 }).
@@ -304,8 +314,19 @@ loop(State) ->
     end.
 
 -spec accept(term(), #batch{}, #link{}) -> no_return().
-accept({'$send', Ch, Cost, Term}, Batch, State) ->
+accept({'$send', Ch, Cost, Term}, Batch, #link{carriers = Carriers} = State)
+  when Cost =< ?LARGE, map_size(Carriers) =:= 0 ->
     gather(Ch, Cost, [Term], 1, Batch, State);
+accept({'$send', Ch, Cost, Term}, Batch, #link{channels = Channels} = State) ->
+    case Channels of
+        #{Ch := #channel{carrier = none}} when Cost =< ?LARGE ->
+            gather(Ch, Cost, [Term], 1, Batch, State);
+        #{Ch := _} ->
+            {Batch1, State1} = carry(Ch, {'$send', Ch, Cost, Term}, Batch, State),
+            next(Batch1, State1);
+        #{} ->
+            next(Batch, State)  % closed
+    end;
 accept(Message, Batch, State) ->
     {Batch1, State1} = handle(Message, Batch, State),
     next(Batch1, State1).
@@ -314,7 +335,7 @@ accept(Message, Batch, State) ->
 -spec gather(pid(), non_neg_integer(), [term()], pos_integer(), #batch{}, #link{}) -> no_return().
 gather(Ch, Cost, Terms, N, Batch, State) when N < ?MAX_BATCH, Cost < ?MAX_BATCH_BYTES ->
     receive
-        {'$send', Ch, Own, Term} ->
+        {'$send', Ch, Own, Term} when Own =< ?LARGE ->
             gather(Ch, Cost + Own, [Term | Terms], N + 1, Batch, State);
         Message ->
             accept(Message, put_aside(Ch, Cost, Terms, N, Batch), State)
@@ -352,6 +373,32 @@ deliver(#batch{items = Items}, #link{node = Node} = State) ->
 item(Item, #batch{count = Count, items = Items} = Batch) ->
     Batch#batch{count = Count + 1, items = [Item | Items]}.
 
+%% An item that is to stay behind what was sent before to its channel.
+-spec behind(pid(), tuple(), #batch{}, #link{}) -> {#batch{}, #link{}}.
+behind(Ch, Item, Batch, #link{channels = Channels} = State) ->
+    case Channels of
+        #{Ch := #channel{carrier = Carrier}} when is_pid(Carrier) ->
+            Carrier ! {'$item', Item},
+            {Batch, State};
+        #{} ->
+            {item(Item, Batch), State}
+    end.
+
+%% To the channel's carrier. A new one starts behind all that went out from here.
+-spec carry(pid(), term(), #batch{}, #link{}) -> {#batch{}, #link{}}.
+carry(Ch, Message, Batch, #link{node = Node, channels = Channels, carriers = Carriers} = State) ->
+    case Channels of
+        #{Ch := #channel{carrier = none} = Channel} ->
+            State1 = deliver(Batch, State),
+            Carrier = py_channel_carrier:start_link(Node),
+            Carrier ! Message,
+            {#batch{}, State1#link{channels = Channels#{Ch := Channel#channel{carrier = Carrier}},
+                                   carriers = Carriers#{Carrier => Ch}}};
+        #{Ch := #channel{carrier = Carrier}} ->
+            Carrier ! Message,
+            {Batch, State}
+    end.
+
 -spec handle(term(), #batch{}, #link{}) -> {#batch{}, #link{}} | no_return().
 handle({'$py_channel', Items}, Batch, State) ->
     lists:foldl(fun(Item, {B, S}) -> from_node(Item, B, S) end, {Batch, State}, Items);
@@ -361,7 +408,7 @@ handle({'$send_wait', Ch, Cost, Term, Ref}, Batch, #link{channels = Channels} = 
     case Channels of
         #{Ch := Channel} ->
             Waiters = queue:in({Ref, Cost, Term}, Channel#channel.waiters),
-            serve(Ch, Channel#channel{waiters = Waiters}, item({want, Ch}, Batch), State);
+            serve(Ch, item({want, Ch}, Batch), keep(Ch, Channel#channel{waiters = Waiters}, State));
         #{} ->
             Ref ! {Ref, {error, closed}},
             {Batch, State}
@@ -379,12 +426,12 @@ handle({'$send_cancel', Ch, Ref}, Batch, #link{channels = Channels} = State) ->
 handle({'$ask', Ref, Question}, Batch, State) ->
     question(Question, Ref, Batch, State);
 handle({'$close', Ch, Reason}, Batch, State) ->
-    {item({close, Ch, Reason}, Batch), State};
+    behind(Ch, {close, Ch, Reason}, Batch, State);
 handle({{'$owner', Ch}, _, process, _, Reason}, Batch, #link{channels = Channels} = State) ->
     case Channels of
         #{Ch := #channel{credit = Credit}} ->
             atomics:put(Credit, ?CREDIT, ?CLOSED),
-            {item({close, Ch, Reason}, Batch), State};
+            behind(Ch, {close, Ch, Reason}, Batch, State);
         #{} ->
             {Batch, State}
     end;
@@ -392,6 +439,16 @@ handle({'DOWN', Monitor, process, _, Reason}, _, #link{monitor = Monitor} = Stat
     finish(Reason, State);
 handle({'EXIT', Parent, Reason}, Batch, #link{parent = Parent} = State) ->
     finish(Reason, deliver(Batch, State));
+handle({'EXIT', Carrier, Reason}, Batch, #link{channels = Channels, carriers = Carriers} = State) ->
+    case maps:take(Carrier, Carriers) of
+        {Ch, Left} ->
+            #{Ch := #channel{credit = Credit} = Channel} = Channels,
+            atomics:put(Credit, ?CREDIT, ?CLOSED),
+            {item({close, Ch, Reason}, Batch),
+             keep(Ch, Channel#channel{carrier = none}, State#link{carriers = Left})};
+        error ->
+            {Batch, State}
+    end;
 handle({system, From, Request}, Batch, #link{parent = Parent} = State) ->
     sys:handle_system_msg(Request, From, Parent, ?MODULE, [], deliver(Batch, State));
 handle(Message, Batch, State) ->
@@ -400,14 +457,16 @@ handle(Message, Batch, State) ->
 
 -spec question(tuple(), reference(), #batch{}, #link{}) -> {#batch{}, #link{}}.
 question({new, Kind, Max, Owner}, Ref, Batch, State) ->
-    asked({new, Kind, Max, Owner}, Ref, fun(Id) -> {new, Id, Kind, Max} end, Batch, State);
+    {Id, State1} = asked({new, Kind, Max, Owner}, Ref, State),
+    {item({new, Id, Kind, Max}, Batch), State1};
 question({attach, Ch}, Ref, Batch, #link{channels = Channels} = State) ->
     case Channels of
         #{Ch := _} ->
             Ref ! {Ref, ok},
             {Batch, State};
         #{} ->
-            asked({attach, Ch}, Ref, fun(Id) -> {attach, Id, Ch} end, Batch, State)
+            {Id, State1} = asked({attach, Ch}, Ref, State),
+            {item({attach, Id, Ch}, Batch), State1}
     end;
 question({info, Ch}, Ref, Batch, #link{gone = Gone} = State) ->
     case Gone of
@@ -415,26 +474,27 @@ question({info, Ch}, Ref, Batch, #link{gone = Gone} = State) ->
             Ref ! {Ref, Info},
             {Batch, State};
         #{} ->
-            asked({info, Ch}, Ref, fun(Id) -> {info, Id, Ch} end, Batch, State)
+            {Id, State1} = asked({info, Ch}, Ref, State),
+            behind(Ch, {info, Id, Ch}, Batch, State1)
     end;
 question({flush, Ch}, Ref, Batch, State) ->
-    asked({flush, Ch}, Ref, fun(Id) -> {flush, Id, Ch} end, Batch, State).
+    {Id, State1} = asked({flush, Ch}, Ref, State),
+    behind(Ch, {flush, Id, Ch}, Batch, State1).
 
--spec asked(term(), reference(), fun((pos_integer()) -> tuple()), #batch{}, #link{}) ->
-    {#batch{}, #link{}}.
-asked(What, Ref, Item, Batch, #link{next = Id, asked = Asked} = State) ->
-    {item(Item(Id), Batch), State#link{next = Id + 1, asked = Asked#{Id => {Ref, What}}}}.
+-spec asked(term(), reference(), #link{}) -> {pos_integer(), #link{}}.
+asked(What, Ref, #link{next = Id, asked = Asked} = State) ->
+    {Id, State#link{next = Id + 1, asked = Asked#{Id => {Ref, What}}}}.
 
 %% --- What the node says -------------------------------------------------------------------------
 
 -spec from_node(tuple(), #batch{}, #link{}) -> {#batch{}, #link{}}.
 from_node({credit, Ch, Bytes, Share}, Batch, #link{channels = Channels} = State) ->
     case Channels of
-        #{Ch := #channel{credit = Credit} = Channel} ->
+        #{Ch := #channel{credit = Credit}} ->
             atomics:put(Credit, ?SHARE, Share),
             atomics:add(Credit, ?CREDIT, Bytes),
             atomics:put(Credit, ?WANTED, 0),
-            serve(Ch, Channel, Batch, State);
+            serve(Ch, Batch, State);
         #{} ->
             {Batch, State}
     end;
@@ -524,24 +584,32 @@ open(Ch, Kind, Max, Grant, Share, Owner, #link{channels = Channels} = State) ->
     State#link{channels = Channels#{Ch => #channel{credit = Credit, max = Max, owner = Owner}}}.
 
 %% Hands the messages of those who wait over, as far as the credit goes.
--spec serve(pid(), #channel{}, #batch{}, #link{}) -> {#batch{}, #link{}}.
-serve(Ch, #channel{waiters = Waiters, credit = Credit, max = Max} = Channel, Batch, State) ->
+-spec serve(pid(), #batch{}, #link{}) -> {#batch{}, #link{}}.
+serve(Ch, Batch, #link{channels = Channels} = State) ->
+    #{Ch := #channel{waiters = Waiters, credit = Credit, max = Max} = Channel} = Channels,
     case queue:peek(Waiters) of
         empty ->
-            {Batch, keep(Ch, Channel, State)};
+            {Batch, State};
         {value, {Ref, Cost, Term}} ->
             case take(Credit, Cost, Max) of
                 ok ->
                     Ref ! {Ref, ok},
-                    Batch1 = put_aside(Ch, Cost, [Term], 1, Batch),
-                    serve(Ch, Channel#channel{waiters = queue:drop(Waiters)}, Batch1, State);
+                    State1 = keep(Ch, Channel#channel{waiters = queue:drop(Waiters)}, State),
+                    {Batch1, State2} = hand_over(Channel, Ch, Cost, Term, Batch, State1),
+                    serve(Ch, Batch1, State2);
                 busy ->
                     ok = atomics:put(Credit, ?WANTED, 1),
-                    {item({want, Ch}, Batch), keep(Ch, Channel, State)};
+                    {item({want, Ch}, Batch), State};
                 closed ->
-                    {Batch, keep(Ch, Channel, State)}
+                    {Batch, State}
             end
     end.
+
+-spec hand_over(#channel{}, pid(), pos_integer(), term(), #batch{}, #link{}) -> {#batch{}, #link{}}.
+hand_over(#channel{carrier = none}, Ch, Cost, Term, Batch, State) when Cost =< ?LARGE ->
+    {put_aside(Ch, Cost, [Term], 1, Batch), State};
+hand_over(_, Ch, Cost, Term, Batch, State) ->
+    carry(Ch, {'$send', Ch, Cost, Term}, Batch, State).
 
 -spec keep(pid(), #channel{}, #link{}) -> #link{}.
 keep(Ch, Channel, #link{channels = Channels} = State) ->
@@ -564,15 +632,16 @@ give_back(Credit, Bytes) ->
 %% --- The end of a channel, and of the link ----------------------------------------------------------
 
 -spec closed(pid(), non_neg_integer(), #link{}) -> #link{}.
-closed(Ch, Consumed, #link{channels = Channels} = State) ->
+closed(Ch, Consumed, #link{channels = Channels, carriers = Carriers} = State) ->
     case maps:take(Ch, Channels) of
-        {#channel{credit = Credit, owner = Owner, waiters = Waiters, max = Max}, Left} ->
+        {#channel{credit = Credit, owner = Owner, carrier = Carrier, waiters = Waiters, max = Max}, Left} ->
+            ok = py_channel_carrier:stop(Carrier),
             ok = atomics:put(Credit, ?CREDIT, ?CLOSED),
             true = ets:delete(?TABLE, Ch),
             _ = [erlang:demonitor(Owner, [flush]) || Owner =/= none],
             _ = [Ref ! {Ref, {error, closed}} || {Ref, _, _} <- queue:to_list(Waiters)],
             Info = #{size => 0, max_size => Max, closed => true, consumed => Consumed},
-            remember(Ch, Info, State#link{channels = Left});
+            remember(Ch, Info, State#link{channels = Left, carriers = maps:remove(Carrier, Carriers)});
         error ->
             State
     end.

@@ -163,6 +163,26 @@ class ByteChannel(_Base):
         value = self._take()
         return None if value is _NOTHING else value
 
+    def receive_view(self, timeout: float | None = None) -> memoryview:
+        """The next bytes where they lie, without a copy: read-only, and held as long as the view is.
+
+        Raises TimeoutError, ByteChannelClosed.
+        """
+        return self._receive_view(timeout)
+
+    def try_receive_view(self) -> memoryview | None:
+        """The next bytes as a view, or None when there are none now. Raises ByteChannelClosed."""
+        value = self._take_view()
+        return None if value is _NOTHING else value
+
+    async def async_receive_view(self) -> memoryview:
+        """The next bytes as a view. Raises ByteChannelClosed."""
+        value = self._take_view()
+        while value is _NOTHING:
+            value = self._take_view(await self._turn(self._wait))
+        view: memoryview = value
+        return view
+
     async def async_receive_bytes(self) -> bytes:
         """The next bytes. Raises ByteChannelClosed."""
         value: bytes = await self._receive()

@@ -28,6 +28,10 @@ all() ->
      python_waits_for_room_too,
      receivers_share_and_a_dead_one_takes_nothing,
      a_byte_channel_carries_bytes,
+     a_view_is_the_bytes_where_they_lie,
+     large_and_small_messages_keep_their_order,
+     a_large_body_holds_up_no_other_channel,
+     a_carrier_that_is_killed_closes_its_channel,
      flush_waits_for_the_consumer_and_info_counts,
      a_link_process_that_is_killed_is_closed_channels,
      ten_thousand_channels_leave_nothing_behind].
@@ -489,6 +493,103 @@ a_byte_channel_carries_bytes(Config) ->
         {ok, Bound} = py_byte_channel:new(#{max_size => 10}),
         ?assertEqual([ok, busy], [py_byte_channel:send(Bound, <<"0123456789">>) || _ <- [1, 2]]),
         ok = py_byte_channel:close(Bound)
+    end).
+
+a_view_is_the_bytes_where_they_lie(Config) ->
+    run(Config, fun(_) ->
+        [begin
+            {ok, Ch} = py_byte_channel:new(#{max_size => 8_000_000}),
+            Bodies = [<<>>, <<"small">>, crypto:strong_rand_bytes(65_531), crypto:strong_rand_bytes(65_600), crypto:strong_rand_bytes(3_000_000)],
+            [ok = py_byte_channel:send(Ch, Body) || Body <- Bodies],
+            ok = py_channel:close(Ch),
+            % Digests of all views, taken when the channel is gone and all are held.
+            Digests = [crypto:hash(sha256, Body) || Body <- Bodies],
+            ?assertEqual({ok, [{<<"memoryview">>, true, {bytes, D}} || D <- Digests]},
+                         tagged(call(View, [Ch])))
+         end || View <- [views, views_async]]
+    end).
+
+%% Python's bytes, whatever is in them.
+tagged({ok, Views}) -> {ok, [{Type, ReadOnly, {bytes, Digest}} || {Type, ReadOnly, Digest} <- Views]};
+tagged(Other) -> Other.
+
+large_and_small_messages_keep_their_order(Config) ->
+    run(Config, fun(_) ->
+        Large = fun(N) -> {N, binary:copy(<<"z">>, 70_000 + N)} end,
+        Message = fun(N) when N rem 7 =:= 0 -> Large(N); (N) -> {N, small} end,
+        Sent = [Message(N) || N <- lists:seq(1, 200)],
+        % Small ones first, so that the carrier takes over from the link in the middle; and one that
+        % waits for room as well as one that does not.
+        [begin
+            {ok, Ch} = py_channel:new(#{max_size => Max}),
+            Consumer = start(Collect, [Ch]),
+            [ok = py_channel:send(Ch, Term, 10000) || Term <- Sent],
+            ?assertEqual(ok, py_channel:flush(Ch, 10000)),
+            ?assertMatch(#{size := 0, received := 200, consumed := 200}, py_channel:info(Ch)),
+            [ok = py_channel:send(Ch, Term, 10000) || Term <- Sent],
+            ok = py_channel:close(Ch),
+            ?assertEqual({ok, Sent ++ Sent}, await(Consumer)),
+            ?assertEqual({error, closed}, py_channel:send(Ch, element(2, Large(1))))
+         end || Collect <- [collect, collect_async], Max <- [infinity, 80_000]],
+        % Its owner's end stays behind them as well.
+        Told = self(),
+        Owner = spawn(fun() ->
+            {ok, Ch} = py_channel:new(#{max_size => infinity}),
+            [ok = py_channel:send(Ch, Term) || Term <- Sent],
+            Told ! {sent, Ch}
+        end),
+        Monitor = monitor(process, Owner),
+        Owned = receive {sent, Its} -> Its after 10000 -> error(not_sent) end,
+        receive {'DOWN', Monitor, process, Owner, _} -> ok end,
+        ?assertEqual({ok, Sent}, call(collect, [Owned])),
+        ok = sw_e2e:eventually(fun() -> carriers() =:= [] end, 5000)
+    end).
+
+carriers() -> [P || P <- processes(), proc_lib:translate_initial_call(P) =:= {py_channel_carrier, init, 2}].
+
+a_large_body_holds_up_no_other_channel(Config) ->
+    run(Config, fun(_) ->
+        {ok, Ch} = py_channel:new(),
+        Echoing = start(echo, [Ch]),
+        Body = binary:copy(<<0>>, 100_000_000),
+        Beside = fun() ->
+            {ok, Bulk} = py_byte_channel:new(#{max_size => infinity}),
+            {Counting, Monitor} = spawn_monitor(fun() -> exit(call(count_bytes, [Bulk])) end),
+            Start = erlang:monotonic_time(microsecond),
+            ok = py_byte_channel:send(Bulk, Body),
+            ok = py_byte_channel:send(Bulk, Body),
+            ok = py_byte_channel:close(Bulk),
+            Longest = longest_ping(Ch, {Counting, Monitor}, 0),
+            Longest / (erlang:monotonic_time(microsecond) - Start)
+        end,
+        % Behind the bodies a ping would take most of the time they take.
+        Shares = [Beside() || _ <- [1, 2, 3]],
+        ok = py_channel:close(Ch),
+        {ok, none} = await(Echoing),
+        ?assert(lists:min(Shares) < 0.25, Shares)
+    end).
+
+longest_ping(Ch, {Counting, Monitor} = Until, Longest) ->
+    {Time, {ok, ping}} = timer:tc(fun() -> ok = py_channel:send(Ch, ping), py_channel:recv(Ch, 30000) end),
+    receive
+        {'DOWN', Monitor, process, Counting, Result} ->
+            ?assertEqual({ok, 200_000_000}, Result),
+            max(Time, Longest)
+    after 0 ->
+        longest_ping(Ch, Until, max(Time, Longest))
+    end.
+
+a_carrier_that_is_killed_closes_its_channel(Config) ->
+    run(Config, fun(_) ->
+        {ok, Ch} = py_channel:new(#{owner => none}),
+        Monitor = monitor(process, Ch),
+        ok = py_channel:send(Ch, binary:copy(<<"z">>, 70_000)),
+        ?assertMatch(#{received := 1}, py_channel:info(Ch)),
+        [Carrier] = carriers(),
+        exit(Carrier, kill),
+        receive {'DOWN', Monitor, process, Ch, Reason} -> ?assertEqual(killed, Reason) after 5000 -> error(no_down) end,
+        ?assertEqual({error, closed}, eventually_closed(Ch)),
+        {ok, [_]} = call(collect, [Ch])
     end).
 
 flush_waits_for_the_consumer_and_info_counts(Config) ->

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from typing import Any
 
 import erlang
-from erlang.channel import ByteChannel, Channel, ChannelClosed
+from erlang.channel import ByteChannel, ByteChannelClosed, Channel, ChannelClosed
 
 
 def tell(told: Any, what: Any) -> None:
@@ -162,3 +163,32 @@ def echo_bytes(ref: Any) -> list[str]:
             kinds.append(type(data).__name__)
             channel.send_bytes(data)
     return kinds
+
+
+def described(views: list[memoryview]) -> list[tuple[str, bool, bytes]]:
+    return [(type(v).__name__, v.readonly, hashlib.sha256(v).digest()) for v in views]
+
+
+def views(ref: Any) -> list[tuple[str, bool, bytes]]:
+    channel = ByteChannel(ref)
+    held = []
+    try:
+        while True:
+            view = channel.try_receive_view()
+            held.append(channel.receive_view(timeout=5) if view is None else view)
+    except ByteChannelClosed:
+        return described(held)
+
+
+async def views_async(ref: Any) -> list[tuple[str, bool, bytes]]:
+    channel = ByteChannel(ref)
+    held = []
+    try:
+        while True:
+            held.append(await channel.async_receive_view())
+    except ByteChannelClosed:
+        return described(held)
+
+
+def count_bytes(ref: Any) -> int:
+    return sum(len(data) for data in ByteChannel(ref))
