@@ -39,22 +39,24 @@ Channel::Sender* Channel::find(const SenderKey& key) {
 
 const Channel::Sender* Channel::find(const SenderKey& key) const {
   const auto found = std::find_if(senders_.begin(), senders_.end(), [&](const Sender& sender) {
-    return sender.outbox && sender.link == key.link &&
-           std::ranges::equal(dist::view(sender.pid), key.pid.raw);
+    return sender.peer && sender.peer->link == key.link &&
+           std::ranges::equal(dist::view(sender.peer->pid), key.pid.raw);
   });
   return found == senders_.end() ? nullptr : &*found;
 }
 
-Channel::Grant Channel::attach(const SenderKey& key, const OutboxPtr& outbox) {
+Channel::Grant Channel::attach(const PeerPtr& peer) {
   std::vector<Outgoing> out;
   Grant grant;
   {
     const Lock lock(mutex_);
-    if (find(key) != nullptr) return grant;
+    const bool known = std::ranges::any_of(
+        senders_, [&](const Sender& sender) { return sender.peer == peer; });
+    if (known) return grant;
     mailbox::Credit::Changes changes;
     const auto number = credit_.add(changes);
     if (number >= senders_.size()) senders_.resize(number + 1);
-    senders_[number] = {outbox, key.link, dist::keep(key.pid.raw), number, 0, false};
+    senders_[number] = {peer, number, 0, false};
     grant = {changes.front().grant, credit_.share()};
     changes.erase(changes.begin());
     carry_out(changes, out);
@@ -100,7 +102,7 @@ void Channel::flushed(const SenderKey& key, std::uint64_t id) {
     const Lock lock(mutex_);
     const Sender* sender = find(key);
     if (sender == nullptr) return;
-    flushes_.push_back({sender->outbox, sender->pid, id, received_});
+    flushes_.push_back({sender->peer, id, received_});
     answer_flushes(out);
   }
   dispatch(out);
@@ -109,7 +111,7 @@ void Channel::flushed(const SenderKey& key, std::uint64_t id) {
 void Channel::answer_flushes(std::vector<Outgoing>& out) {
   std::erase_if(flushes_, [&](const Flush& flush) {
     if (flush.until > consumed_) return false;
-    out.push_back(message_to(flush.outbox, dist::view(flush.pid), [&](etf::Writer& item) {
+    out.push_back(message_to(*flush.peer, [&](etf::Writer& item) {
       item.tuple(3).atom("flushed").unsigned_integer(flush.id).atom("ok");
     }));
     return true;
@@ -143,9 +145,9 @@ void Channel::settle(Sender& sender, std::vector<Outgoing>& out) {
 void Channel::carry_out(const mailbox::Credit::Changes& changes, std::vector<Outgoing>& out) {
   for (const auto& change : changes) {
     Sender& sender = senders_[change.sender];
-    if (!sender.outbox) continue;
+    if (!sender.peer) continue;
     if (change.grant > 0) sender.starving = false;
-    out.push_back(message_to(sender.outbox, dist::view(sender.pid), [&](etf::Writer& item) {
+    out.push_back(message_to(*sender.peer, [&](etf::Writer& item) {
       item.tuple(4).atom(change.grant > 0 ? "credit" : "reclaim").raw(pid());
       item.unsigned_integer(change.grant > 0 ? change.grant : change.reclaim);
       item.unsigned_integer(credit_.share());
@@ -197,7 +199,7 @@ void Channel::tell_senders(const std::function<void(etf::Writer&)>& item) {
   {
     const Lock lock(mutex_);
     for (const Sender& sender : senders_) {
-      if (sender.outbox) out.push_back(message_to(sender.outbox, dist::view(sender.pid), item));
+      if (sender.peer) out.push_back(message_to(*sender.peer, item));
     }
   }
   dispatch(out);
@@ -336,7 +338,7 @@ bool Channel::close(std::string reason) {
       out.push_back(answer(demands_.pop(), [](etf::Writer& reply) { reply.atom("closed"); }));
     }
     for (const Flush& flush : flushes_) {
-      out.push_back(message_to(flush.outbox, dist::view(flush.pid), [&](etf::Writer& item) {
+      out.push_back(message_to(*flush.peer, [&](etf::Writer& item) {
         item.tuple(3).atom("flushed").unsigned_integer(flush.id).atom("closed");
       }));
     }
@@ -365,11 +367,11 @@ bool Channel::link_down(std::uint64_t link) {
     const Lock lock(mutex_);
     while (demands_.remove_if([&](const Demand& demand) { return demand.link == link; })) {
     }
-    std::erase_if(flushes_, [&](const Flush& flush) { return flush.outbox->link()->id() == link; });
+    std::erase_if(flushes_, [&](const Flush& flush) { return flush.peer->link == link; });
     for (Sender& sender : senders_) {
-      if (!sender.outbox || sender.link != link) continue;
+      if (!sender.peer || sender.peer->link != link) continue;
       owners = owners || sender.number == 0;
-      sender.outbox.reset();
+      sender.peer.reset();
       mailbox::Credit::Changes changes;
       credit_.remove(sender.number, changes);
       carry_out(changes, out);
@@ -387,7 +389,7 @@ bool Channel::sender_down(const SenderKey& key) {
     Sender* sender = find(key);
     if (sender == nullptr) return false;
     owners = sender->number == 0;
-    sender->outbox.reset();
+    sender->peer.reset();
     mailbox::Credit::Changes changes;
     credit_.remove(sender->number, changes);
     carry_out(changes, out);

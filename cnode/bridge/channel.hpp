@@ -44,12 +44,19 @@ class Channel {
     std::uint64_t link = 0;
     etf::PidView pid;
   };
-  // Another py_channel_link takes part; its first grant. One that does already is granted nothing.
+  // A py_channel_link; one object for all its channels.
+  struct Peer {
+    OutboxPtr outbox;
+    std::uint64_t link = 0;
+    dist::Raw8 pid;
+  };
+  using PeerPtr = std::shared_ptr<const Peer>;
+  // Another one takes part; its first grant. One that does already is granted nothing.
   struct Grant {
     std::uint64_t bytes = 0;
     std::uint64_t share = 0;  // what it may hold while nobody else comes
   };
-  Grant attach(const SenderKey& key, const OutboxPtr& outbox);
+  Grant attach(const PeerPtr& peer);
   // It is out of credit and wants to hear of every byte.
   void want(const SenderKey& key);
   void returned(const SenderKey& key, std::uint64_t bytes);
@@ -115,16 +122,13 @@ class Channel {
 
  private:
   struct Sender {
-    OutboxPtr outbox;  // null: gone
-    std::uint64_t link = 0;
-    dist::Raw8 pid;
+    PeerPtr peer;  // null: gone
     mailbox::Credit::Sender number = 0;
     std::uint64_t pending = 0;  // consumed and not told yet
     bool starving = false;
   };
   struct Flush {
-    OutboxPtr outbox;
-    dist::Raw8 pid;
+    PeerPtr peer;
     std::uint64_t id = 0;
     std::uint64_t until = 0;  // received by then
   };
@@ -147,6 +151,9 @@ class Channel {
   Outgoing answer_with_messages(const Demand& demand, std::size_t count);
   bool has_room(std::size_t bytes) const;  // lock held
   std::size_t portion(const Demand& demand, bool& is_new);
+  Outgoing message_to(const Peer& peer, const std::function<void(etf::Writer&)>& item) const {
+    return message_to(peer.outbox, dist::view(peer.pid), item);
+  }
   void answer_flushes(std::vector<Outgoing>& out);
   static void dispatch(std::vector<Outgoing>& out);
 

@@ -208,8 +208,7 @@ void Channels::make(const Origin& origin, std::uint64_t id, std::string_view kin
     channels_[process.id] = channel;
   }
   ++open_;
-  watch_sender(origin);
-  const Channel::Grant grant = channel->attach(origin.key(), origin.outbox);
+  const Channel::Grant grant = channel->attach(peer_of(origin));
   reply(origin, [&](etf::Writer& out) {
     out.tuple(4).atom("new").unsigned_integer(id).tuple(2).atom("ok").raw(channel->pid());
     out.unsigned_integer(grant.bytes);
@@ -222,8 +221,7 @@ void Channels::attach_sender(const Origin& origin, std::uint64_t id, const Chann
       out.tuple(3).atom("attached").unsigned_integer(id).atom("closed");
     });
   }
-  watch_sender(origin);
-  const Channel::Grant grant = channel->attach(origin.key(), origin.outbox);
+  const Channel::Grant grant = channel->attach(peer_of(origin));
   reply(origin, [&](etf::Writer& out) {
     out.tuple(3).atom("attached").unsigned_integer(id).tuple(4);
     out.atom(channel->kind() == Channel::Kind::kBytes ? "bytes" : "terms");
@@ -232,12 +230,16 @@ void Channels::attach_sender(const Origin& origin, std::uint64_t id, const Chann
   });
 }
 
-// Should a BEAM's py_channel_link end though the link stands, its credit is not lost.
-void Channels::watch_sender(const Origin& origin) {
-  if (!watched_.emplace(dist::keep(origin.from.raw), true).second) return;
+// Watched: should a BEAM's py_channel_link end though the link stands, its credit is not lost.
+Channel::PeerPtr Channels::peer_of(const Origin& origin) {
+  Channel::PeerPtr& peer = peers_[dist::keep(origin.from.raw)];
+  if (peer && peer->link == origin.link.id()) return peer;
+  peer = std::make_shared<const Channel::Peer>(
+      Channel::Peer{origin.outbox, origin.link.id(), dist::keep(origin.from.raw)});
   if (watcher_ == 0) watcher_ = node_->create_process({}, true).id;
   dist::Process* watcher = node_->processes().find(watcher_);
   node_->monitor(*watcher, origin.from.node.utf8(), origin.from.raw, node_->make_ref());
+  return peer;
 }
 
 // The messages of one {send, Ch, Cost, {M1, M2, …}}: views into the payload.
@@ -377,7 +379,7 @@ bool Channels::on_exit(dist::ProcessId to, etf::Bytes reason) {
 
 bool Channels::on_down(dist::ProcessId owner, etf::Bytes pid) {
   if (owner == watcher_ && watcher_ != 0) {
-    watched_.erase(dist::keep(pid));
+    peers_.erase(dist::keep(pid));
     etf::Reader in(pid);
     const auto view = in.pid();
     std::vector<ChannelPtr> all;

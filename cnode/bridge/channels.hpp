@@ -65,7 +65,7 @@ class Channels {
   bool on_item(const Origin& origin, const Payload& payload, Item item);
   void make(const Origin& origin, std::uint64_t id, std::string_view kind, std::uint64_t bound);
   void attach_sender(const Origin& origin, std::uint64_t id, const ChannelPtr& channel);
-  void watch_sender(const Origin& origin);
+  Channel::PeerPtr peer_of(const Origin& origin);
   bool accept(const Origin& origin, const ChannelPtr& channel, const Payload& payload,
               std::uint64_t cost, etf::Reader& in);
   void receive(const Origin& origin, const ChannelPtr& channel, etf::Bytes tag, std::uint32_t most,
@@ -80,7 +80,7 @@ class Channels {
   dist::Node* node_ = nullptr;
   dist::ProcessId watcher_ = 0;  // the process that monitors the BEAMs' py_channel_links
   bool draining_ = false;
-  std::unordered_map<std::string, bool> watched_;  // their pids
+  std::unordered_map<std::string, Channel::PeerPtr> peers_;  // by pid
   std::atomic<std::size_t> open_{0};
 
   mutable std::mutex mutex_;

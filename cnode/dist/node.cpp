@@ -458,13 +458,13 @@ void Node::drop_peer(std::uint64_t link) {
   std::vector<Lost> lost;
   std::vector<std::pair<ProcessId, Raw8>> exits;
   table_.for_each([&](Process& process) {
-    std::erase_if(process.watchers, [&](const auto& entry) { return entry.second.link == link; });
-    std::erase_if(process.links, [&](const auto& entry) {
+    process.watchers.erase_if([&](const auto& entry) { return entry.second.link == link; });
+    process.links.erase_if([&](const auto& entry) {
       if (entry.second.link != link) return false;
       if (entry.second.unlinking == 0) exits.emplace_back(process.id, entry.second.pid);
       return true;
     });
-    std::erase_if(process.monitors, [&](const auto& entry) {
+    process.monitors.erase_if([&](const auto& entry) {
       if (entry.second.link != link) return false;
       lost.push_back({process.id, entry.first, entry.second});
       return true;

@@ -98,14 +98,47 @@ struct Monitor {
   std::string node;
 };
 
+// A map of which there are very many and most of them empty: those own no memory.
+template <class Key, class Value>
+class RareMap {
+ public:
+  using Map = std::unordered_map<Key, Value, KeyHash>;
+  using iterator = typename Map::iterator;
+
+  bool empty() const { return size() == 0; }
+  std::size_t size() const { return map_ ? map_->size() : 0; }
+  iterator begin() { return some().begin(); }
+  iterator end() { return some().end(); }
+  iterator find(const Key& key) { return some().find(key); }
+  Value& operator[](const Key& key) {
+    if (!map_) map_ = std::make_unique<Map>();
+    return (*map_)[key];
+  }
+  void erase(iterator at) { map_->erase(at); }
+  void erase(const Key& key) {
+    if (map_) map_->erase(key);
+  }
+  template <class Predicate>
+  void erase_if(Predicate likes) {
+    if (map_) std::erase_if(*map_, likes);
+  }
+
+ private:
+  Map& some() {
+    static Map none;  // never anything in it
+    return map_ ? *map_ : none;
+  }
+  std::unique_ptr<Map> map_;
+};
+
 struct Process {
   ProcessId id = 0;
   Raw8 pid;  // encoded
   std::string name;
   bool system = false;  // of the node itself: cannot be killed
-  std::unordered_map<RefKey, Watcher, KeyHash> watchers;
-  std::unordered_map<PidKey, Linked, KeyHash> links;
-  std::unordered_map<RefKey, Monitor, KeyHash> monitors;
+  RareMap<RefKey, Watcher> watchers;
+  RareMap<PidKey, Linked> links;
+  RareMap<RefKey, Monitor> monitors;
 };
 
 class ProcessTable {
