@@ -6,7 +6,7 @@
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, end_per_testcase/2]).
 -compile([export_all, nowarn_export_all]).
 
-suite() -> [{timetrap, {seconds, 120}}].
+suite() -> [{timetrap, {seconds, 240}}].
 
 all() ->
     [messages_arrive_once_and_in_order_and_iteration_ends_at_the_close,
@@ -34,6 +34,7 @@ all() ->
      a_carrier_that_is_killed_closes_its_channel,
      flush_waits_for_the_consumer_and_info_counts,
      a_link_process_that_is_killed_is_closed_channels,
+     many_senders_and_many_consumers_lose_double_and_reorder_nothing,
      ten_thousand_channels_leave_nothing_behind].
 
 init_per_suite(Config0) ->
@@ -627,6 +628,43 @@ a_link_process_that_is_killed_is_closed_channels(Config) ->
         ?assertEqual({ok, [1]}, call('receive', [Another])),
         ok = py_channel:close(Another)
     end).
+
+%% Eight senders on two BEAMs, four threads and four coroutines, a bound that is nearly always
+%% reached: for CHANNEL_SECONDS, a minute under TSan.
+many_senders_and_many_consumers_lose_double_and_reorder_nothing(Config) ->
+    Seconds = list_to_integer(os:getenv("CHANNEL_SECONDS", "5")),
+    #{name := Name} = Node = proplists:get_value(node, Config),
+    Beam = proplists:get_value(beam, Config),
+    Other = application_beam(sw_e2e:context(Config), Node),
+    Pads = [<<>>, <<"x">>, binary:copy(<<"x">>, 100), binary:copy(<<"x">>, 1000)],
+    Patience = (Seconds + 60) * 1000,
+    Ch = sw_e2e:on(Beam, fun() -> {ok, Ch} = py_channel:new(Name, #{max_size => 65536, owner => none}), Ch end),
+    Self = self(),
+    Apart = fun(Tag, Where, Function) ->
+        spawn_link(fun() -> Self ! {Tag, sw_e2e:on(Where, Function, Patience)} end)
+    end,
+    Sending = fun(From) ->
+        End = erlang:monotonic_time(second) + Seconds,
+        Senders = [spawn_monitor(fun() -> exit({sent, send_until(Ch, Id, End, 0, Pads)}) end)
+                   || Id <- lists:seq(From, From + 3)],
+        [receive {'DOWN', M, process, P, {sent, Count}} -> Count end || {P, M} <- Senders]
+    end,
+    Apart(tallied, Beam, fun() -> py:call(channels, tally, [Ch, 8, 4, 4], #{}, Patience) end),
+    Apart(here, Beam, fun() -> Sending(0) end),
+    Apart(there, Other, fun() -> Sending(4) end),
+    Counts = receive {here, Here} -> Here end ++ receive {there, There} -> There end,
+    ok = sw_e2e:on(Beam, fun() -> py_channel:close(Ch) end),
+    ?assertEqual({ok, Counts}, receive {tallied, Tallied} -> Tallied end),
+    ct:pal("~p messages a second", [lists:sum(Counts) div Seconds]),
+    ok = sw_e2e:stop_beam(Other),
+    ?assert(lists:min(Counts) > 100 * Seconds, Counts).
+
+send_until(Ch, Id, End, N, [Pad | Pads]) ->
+    ok = py_channel:send(Ch, {Id, N, Pad}, 30000),
+    case N rem 64 =:= 0 andalso erlang:monotonic_time(second) >= End of
+        true -> N + 1;
+        false -> send_until(Ch, Id, End, N + 1, Pads ++ [Pad])
+    end.
 
 ten_thousand_channels_leave_nothing_behind(Config) ->
     run(Config, fun(_) ->

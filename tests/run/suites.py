@@ -9,8 +9,8 @@ unreadable report counts as at least one failure, whatever its report says, and 
 is skipped only when the tree does not have it. The last line is "N passed, N failed"; the exit code is 1 if anything
 failed. Reports and logs stay in build/test-results.
 
-Environment: FUZZ_SECONDS for each fuzz target (20), SOAK_SECONDS (60), TEST_TIMEOUT for one program (900), TEST_JOBS for
-programs run side by side (the number of processors).
+Environment: FUZZ_SECONDS for each fuzz target (20), CHANNEL_SECONDS for the channels under tsan (60), SOAK_SECONDS
+(60), TEST_TIMEOUT for one program (900), TEST_JOBS for programs run side by side (the number of processors).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ RESULTS = ROOT / "build" / "test-results"
 PYTHON = "/usr/bin/python3"
 Command = Sequence[str | Path]
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "20"))
+CHANNEL_SECONDS = int(os.environ.get("CHANNEL_SECONDS", "60"))
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "60"))
 TIMEOUT = float(os.environ.get("TEST_TIMEOUT", "900"))
 JOBS = int(os.environ.get("TEST_JOBS", "0")) or os.cpu_count() or 1
@@ -58,11 +59,12 @@ class Count:
     skipped: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, other: Count) -> None:
+    def add(self, other: Count) -> Count:
         self.passed += other.passed
         self.failed += other.failed
         self.skipped += other.skipped
         self.notes += other.notes
+        return self
 
     def fail(self, note: str) -> Count:
         self.failed += 1
@@ -260,7 +262,34 @@ def suite_tsan() -> Count:
         shutil.which("setarch")
         and subprocess.run([*fixed, "true"], stderr=subprocess.DEVNULL).returncode == 0
     )
-    return catch_programs("tsan", SANITIZER_ENV, fixed if able else [], "threaded.txt")
+    prefix = fixed if able else []
+    count = catch_programs("tsan", SANITIZER_ENV, prefix, "threaded.txt")
+    if (ROOT / "cnode/main/CMakeLists.txt").exists() and (failed := build("tsan", "sidewinder")):
+        return count.add(failed)
+    return count.add(channels_under_tsan(prefix))
+
+
+def channels_under_tsan(prefix: list[str]) -> Count:
+    """The channels' long test with the whole node under tsan: the Python half of it is in no unit test."""
+    logs = RESULTS / "tsan-channels"
+    case = "many_senders_and_many_consumers_lose_double_and_reorder_nothing"
+    command: Command = [*prefix, "rebar3", "ct", "--suite", "tests/e2e/channel_SUITE"]
+    command = [*command, "--case", case, "--logdir", logs, "--readable", "false"]
+    logs.mkdir(parents=True, exist_ok=True)
+    with private_epmd() as env:
+        env |= SANITIZER_ENV | {
+            "SIDEWINDER_BIN": str(ROOT / "build-tsan/sidewinder"),
+            "CHANNEL_SECONDS": str(CHANNEL_SECONDS),
+            "TSAN_OPTIONS": f"log_path={logs}/report second_deadlock_stack=1",
+        }
+        outcome = run(command, RESULTS / "tsan-channels.log", env)
+    count = judge("channels under tsan", outcome, sorted(logs.glob("**/junit_report.xml")))
+    for report in sorted(logs.glob("report.*")):
+        text = report.read_text(errors="replace")
+        print(text, flush=True)
+        summary = next((line for line in text.splitlines() if line.startswith("SUMMARY: ")), "")
+        count.fail(f"channels under tsan: {summary}")
+    return count
 
 
 def suite_fuzz() -> Count:

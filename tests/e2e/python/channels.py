@@ -192,3 +192,35 @@ async def views_async(ref: Any) -> list[tuple[str, bool, bytes]]:
 
 def count_bytes(ref: Any) -> int:
     return sum(len(data) for data in ByteChannel(ref))
+
+
+async def tally(ref: Any, senders: int, threads: int, coroutines: int) -> list[int]:
+    """How many messages (Sender, N, …) came from each, once every N from 0 came once, to a consumer behind the last."""
+    seen = [bytearray() for _ in range(senders)]
+
+    def note(message: Any, last: list[int]) -> None:
+        sender, n, _ = message
+        if n <= last[sender]:
+            raise AssertionError(f"{n} of sender {sender} came behind {last[sender]}")
+        last[sender] = n
+        while len(seen[sender]) <= n:
+            seen[sender].extend(bytes(100_000))
+        seen[sender][n] += 1
+
+    def consume() -> None:
+        last = [-1] * senders
+        for message in Channel(ref):
+            note(message, last)
+
+    async def consume_async() -> None:
+        last = [-1] * senders
+        async for message in Channel(ref):
+            note(message, last)
+
+    in_threads = [asyncio.to_thread(consume) for _ in range(threads)]
+    await asyncio.gather(*in_threads, *(consume_async() for _ in range(coroutines)))
+    counts = [each.count(1) for each in seen]
+    for sender, (each, count) in enumerate(zip(seen, counts)):
+        if each != bytes([1]) * count + bytes(len(each) - count):
+            raise AssertionError(f"a message of sender {sender} is lost or doubled")
+    return counts
