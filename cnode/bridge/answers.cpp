@@ -6,7 +6,8 @@ namespace bridge {
 
 void Answers::link_up(const dist::LinkPtr& link, etf::Bytes py_pid) {
   const std::lock_guard lock(mutex_);
-  // The node's identity never changes once a link is up, and other threads read this without a lock.
+  // The node's identity never changes once a link is up, and other threads read this without a
+  // lock.
   if (!py_pid_known_.load(std::memory_order_relaxed)) {
     py_pid_.assign(py_pid.begin(), py_pid.end());
     py_pid_known_.store(true, std::memory_order_release);

@@ -50,8 +50,8 @@ Channel::Grant Channel::attach(const PeerPtr& peer) {
   Grant grant;
   {
     const Lock lock(mutex_);
-    const bool known = std::ranges::any_of(
-        senders_, [&](const Sender& sender) { return sender.peer == peer; });
+    const bool known =
+        std::ranges::any_of(senders_, [&](const Sender& sender) { return sender.peer == peer; });
     if (known) return grant;
     mailbox::Credit::Changes changes;
     const auto number = credit_.add(changes);

@@ -70,7 +70,19 @@ run({channel, Consumer, Node, Count, Size}) ->
 run({produce, Node, Count, Size}) ->
     produce(Node, Count, Size);
 run({pingpong, Echo, Node, Count}) ->
-    pingpong(Echo, Node, Count).
+    pingpong(Echo, Node, Count);
+run({send, Node, Count, Size}) ->
+    send(Node, Count, Size);
+run({stopped, Node, Seconds}) ->
+    stopped(Node, Seconds);
+run({spinning, Node, Seconds}) ->
+    spinning(Node, Seconds);
+run({bodies, Node, Bytes, Parts}) ->
+    bodies(Node, Bytes, Parts);
+run({open, Node, Count}) ->
+    open(Node, Count);
+run({close_opened, now}) ->
+    close_opened().
 
 %% --- One call -----------------------------------------------------------------------------------
 
@@ -282,3 +294,148 @@ pingpong(Echo, Node, Count) ->
     ok = py_channel:close(Ch),
     {ok, _} = py:await(Echoing, ?TIMEOUT_MS),
     quantiles(Times).
+
+%% From erlang.send in Python to this process.
+-spec send(node(), pos_integer(), pos_integer()) -> [value()].
+send(Node, Count, Size) ->
+    Start = erlang:monotonic_time(microsecond),
+    Sending = py:spawn_call(Node, bench_channels, send, [self(), Count, Size]),
+    lists:foreach(fun(_) -> receive <<_:Size/binary>> -> ok end end, lists:seq(1, Count)),
+    Rate = rate(Count, Start),
+    {ok, Count} = py:await(Sending, ?TIMEOUT_MS),
+    Rate.
+
+%% A channel whose consumer takes nothing for so long, and a sender that sends on and on: what becomes
+%% of memory, of the processes of this BEAM, and of another channel.
+-spec stopped(node(), pos_integer()) -> [value()].
+stopped(Node, Seconds) ->
+    {ok, Full} = py_channel:new(Node, #{max_size => 1_000_000}),
+    {ok, Ch} = py_channel:new(Node, #{}),
+    Echoing = py:spawn_call(Node, bench_channels, echo, [Ch]),
+    _ = [ping(Ch) || _ <- lists:seq(1, 200)],
+    _ = erlang:system_monitor(self(), [busy_dist_port]),
+    Before = erlang:memory(total),
+    {Sender, Monitor} = spawn_monitor(fun() -> send_on(Full, binary:copy(<<"x">>, 1000), 0, 0) end),
+    Times = pings_until(Ch, erlang:monotonic_time(millisecond) + Seconds * 1000, []),
+    After = erlang:memory(total),
+    Sender ! {stop, self()},
+    {Sent, Busy} = receive {Sender, Counts} -> Counts end,
+    receive {'DOWN', Monitor, process, Sender, _} -> ok end,
+    #{size := Size} = py_channel:info(Full),
+    _ = erlang:system_monitor(undefined),
+    {ok, Sent} = begin
+        ok = py_channel:close(Full),
+        py:call(Node, bench_channels, consume, [Full])  % nothing is lost
+    end,
+    ok = py_channel:close(Ch),
+    {ok, _} = py:await(Echoing, ?TIMEOUT_MS),
+    quantiles(Times) ++ [{sent, Sent}, {busy, Busy}, {size, Size}, {suspended, suspended(0)},
+                         {beam_mb, (After - Before) / 1.0e6}].
+
+%% The same pings beside a process that needs a scheduler for itself and sends nothing.
+-spec spinning(node(), pos_integer()) -> [value()].
+spinning(Node, Seconds) ->
+    {ok, Ch} = py_channel:new(Node, #{}),
+    Echoing = py:spawn_call(Node, bench_channels, echo, [Ch]),
+    _ = [ping(Ch) || _ <- lists:seq(1, 200)],
+    Spinner = spawn(fun spin/0),
+    Times = pings_until(Ch, erlang:monotonic_time(millisecond) + Seconds * 1000, []),
+    exit(Spinner, kill),
+    ok = py_channel:close(Ch),
+    {ok, _} = py:await(Echoing, ?TIMEOUT_MS),
+    quantiles(Times).
+
+-spec spin() -> no_return().
+spin() ->
+    receive never -> spin() after 0 -> spin() end.
+
+-spec send_on(pid(), binary(), non_neg_integer(), non_neg_integer()) -> term().
+send_on(Ch, Message, Sent, Busy) ->
+    receive
+        {stop, From} -> From ! {self(), {Sent, Busy}}
+    after 0 ->
+        case py_channel:send(Ch, Message) of
+            ok -> send_on(Ch, Message, Sent + 1, Busy);
+            busy -> send_on(Ch, Message, Sent, Busy + 1)
+        end
+    end.
+
+-spec suspended(non_neg_integer()) -> non_neg_integer().
+suspended(Count) ->
+    receive {monitor, _, busy_dist_port, _} -> suspended(Count + 1) after 0 -> Count end.
+
+-spec ping(pid()) -> integer().
+ping(Ch) ->
+    Start = erlang:monotonic_time(nanosecond),
+    ok = py_channel:send(Ch, ping),
+    {ok, ping} = py_channel:recv(Ch, ?TIMEOUT_MS),
+    erlang:monotonic_time(nanosecond) - Start.
+
+-spec pings_until(pid(), integer(), [integer()]) -> [integer()].
+pings_until(Ch, End, Times) ->
+    case erlang:monotonic_time(millisecond) < End of
+        true -> pings_until(Ch, End, [ping(Ch) | Times]);
+        false -> Times
+    end.
+
+%% Pings over one channel while bodies go through another.
+-spec bodies(node(), pos_integer(), pos_integer()) -> [value()].
+bodies(Node, Bytes, Parts) ->
+    {ok, Ch} = py_channel:new(Node, #{}),
+    Echoing = py:spawn_call(Node, bench_channels, echo, [Ch]),
+    {ok, Bulk} = py_byte_channel:new(Node, #{max_size => 4 * Bytes}),
+    Body = binary:copy(<<0>>, Bytes div Parts),
+    _ = [ping(Ch) || _ <- lists:seq(1, 200)],
+    Start = erlang:monotonic_time(microsecond),
+    {Mover, Monitor} = spawn_monitor(fun() ->
+        Consuming = py:spawn_call(Node, bench_channels, consume_bytes, [Bulk]),
+        lists:foreach(fun(_) -> ok = py_byte_channel:send(Bulk, Body, ?TIMEOUT_MS) end, lists:seq(1, Parts)),
+        ok = py_byte_channel:close(Bulk),
+        {ok, Parts} = py:await(Consuming, ?TIMEOUT_MS)
+    end),
+    Times = pings_beside(Ch, Mover, Monitor, []),
+    Took = erlang:monotonic_time(microsecond) - Start,
+    ok = py_channel:close(Ch),
+    {ok, _} = py:await(Echoing, ?TIMEOUT_MS),
+    quantiles(Times) ++ [{mb_per_s, Bytes / Took}].
+
+-spec pings_beside(pid(), pid(), reference(), [integer()]) -> [integer()].
+pings_beside(Ch, Mover, Monitor, Times) ->
+    Time = ping(Ch),
+    receive
+        {'DOWN', Monitor, process, Mover, normal} -> [Time | Times];
+        {'DOWN', Monitor, process, Mover, Why} -> error(Why)
+    after 0 ->
+        pings_beside(Ch, Mover, Monitor, [Time | Times])
+    end.
+
+%% So many channels, owned by this process; bytes of this BEAM for each.
+-spec open(node(), pos_integer()) -> [value()].
+open(Node, Count) ->
+    _ = [py_channel:close(Ch) || {ok, Ch} <- [py_channel:new(Node, #{}) || _ <- lists:seq(1, 100)]],
+    Owner = self(),
+    Before = erlang:memory(total),
+    Opened = in_processes(20, fun() ->
+        [begin {ok, Ch} = py_channel:new(Node, #{owner => Owner}), Ch end || _ <- lists:seq(1, Count div 20)]
+    end),
+    put(opened, []),
+    _ = [erlang:garbage_collect(Process) || Process <- processes()],
+    List = lists:append(Opened),
+    ListBytes = erts_debug:flat_size(List) * erlang:system_info(wordsize),
+    Bytes = erlang:memory(total) - Before - ListBytes,
+    put(opened, List),
+    [{count, length(List)}, {bytes, Bytes / length(List)}].
+
+-spec close_opened() -> [value()].
+close_opened() ->
+    Opened = erase(opened),
+    lists:foreach(fun(Ch) -> ok = py_channel:close(Ch) end, Opened),
+    ok = wait_until_closed(lists:last(Opened)),
+    [{count, length(Opened)}].
+
+-spec wait_until_closed(pid()) -> ok.
+wait_until_closed(Ch) ->
+    case py_channel:info(Ch) of
+        #{closed := true} -> ok;
+        _ -> timer:sleep(10), wait_until_closed(Ch)
+    end.

@@ -160,6 +160,9 @@ class Cluster:
             self.run_tool(["erlc", "-o", self.directory, HERE / "bench.erl"])
             erl: list[str | Path] = ["erl", *erl_flags, "-noshell", "-name", "beam@127.0.0.1"]
             erl += ["-setcookie", "bench", "-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
+            # Standard output is for answers alone.
+            log = "[{handler,default,logger_std_h,#{config=>#{type=>standard_error}}}]"
+            erl += ["-kernel", "logger", log]
             erl += ["-pa", self.directory, "-s", "bench", "main"]
             self.beam = self.start("beam", erl, {"ERL_LIBS": ERL_LIBS})
         except BaseException:
@@ -450,7 +453,7 @@ def streams(cluster: Cluster, scale: Scale) -> None:
 def channels(cluster: Cluster, scale: Scale) -> None:
     """Streams in both directions and ping-pong. The sink's rate is that of unbatched `!` of the same size."""
     sink = cluster.baseline("sink")
-    turns = min(scale.rounds, 5) + 1
+    turns = min(scale.rounds, 9) + 1
     for size, part, goal in ((64, 1, 6), (1024, 2, 3), (16_384, 20, 1)):
         count = max(2 * scale.stream // part, 1000)
         ours: dict[str, list[float]] = {"consume": [], "consume_async": [], "consume_bytes": []}
@@ -483,10 +486,19 @@ def channels(cluster: Cluster, scale: Scale) -> None:
                 "sink",
                 at_least(bar),
             )
+        compared(
+            f"ByteChannel beside Channel, {size} B",
+            ours["consume_bytes"],
+            ours["consume"],
+            "/s",
+            "Channel",
+            at_least(1),
+        )
     got2 = rounds(
         cluster,
         turns - 1,
         {
+            "send": f"send, {PY}, {scale.stream}, 64",
             "produce": f"produce, {PY}, {scale.stream}, 64",
             "echo": f"stream, {ECHO}, {scale.stream}, 64",
             "sync": f"pingpong, echo, {PY}, {scale.calls}",
@@ -502,6 +514,14 @@ def channels(cluster: Cluster, scale: Scale) -> None:
         "echo",
         at_least(4),
     )
+    compared(
+        "erlang.send of 64 B to a process; echo node as above",
+        got2["send"]["rate"],
+        got2["echo"]["rate"],
+        "/s",
+        "echo",
+        at_least(4),
+    )
     for name in ("sync", "async"):
         compared(
             f"ping-pong over a channel, {name}, p50",
@@ -511,6 +531,85 @@ def channels(cluster: Cluster, scale: Scale) -> None:
             "echo",
             at_most(1.35),
         )
+
+
+def bodies(cluster: Cluster, scale: Scale) -> None:
+    """Pings over one channel while bodies go through another, and while none do."""
+    size = scale.transfer
+    megabytes = size // 1_000_000
+    alone = f"pingpong, echo, {PY}, {scale.calls}"
+    for parts in (megabytes, 1):
+        got = rounds(
+            cluster,
+            scale.transfers,
+            {"beside": f"bodies, {PY}, {size}, {parts}", "alone": alone},
+        )
+        what = f"{megabytes} MB in {parts} bod{'y' if parts == 1 else 'ies'}"
+        for quantile in ("p50", "p99"):
+            compared(
+                f"ping over a channel beside {what}, {quantile}",
+                got["beside"][quantile],
+                got["alone"][quantile],
+                "us",
+                "alone",
+            )
+        absolute(f"{what} through a byte channel", got["beside"]["mb_per_s"], "MB/s")
+
+
+def stopped(cluster: Cluster, scale: Scale) -> None:
+    """A consumer that takes nothing while a sender sends on and on; p99 of another channel.
+
+    A sender that never waits takes a scheduler for itself; so does the process beside which the baseline is taken.
+    """
+    node = cluster.node("stopped", "--path", str(HERE))
+    who = "'stopped@127.0.0.1'"
+    seconds = 10 if scale is FULL else 1
+    spinning = cluster.measure(f"spinning, {who}, {seconds}")
+    before = Usage.of(node.pid).rss
+    got = cluster.measure(f"stopped, {who}, {seconds}")
+    after = Usage.of(node.pid).rss
+    name = f"consumer stopped for {seconds} s"
+    absolute(f"{name}: sent, then busy", [got["sent"]], "", None, f"{got['busy']:,.0f} busy")
+    absolute(f"{name}: bytes waiting of 1,000,000", [got["size"]], "B", at_most(1_000_000, "B"))
+    absolute(f"{name}: the node's memory grew by", [after - before], "MB", at_most(3, "MB"))
+    absolute(f"{name}: the BEAM's memory grew by", [got["beam_mb"]], "MB", at_most(3, "MB"))
+    absolute(f"{name}: suspended processes", [got["suspended"]], "", at_most(0, ""))
+    for quantile in ("p50", "p99"):
+        compared(
+            f"{name}: ping over another channel, {quantile}",
+            [got[quantile]],
+            [spinning[quantile]],
+            "us",
+            "beside a spinner",
+        )
+    node.stop()
+
+
+def opened(cluster: Cluster, scale: Scale) -> None:
+    """Idle channels, and what is left of them when they are closed."""
+    node = cluster.node("opened", "--path", str(HERE))
+    who = "'opened@127.0.0.1'"
+    count = scale.stream
+    cluster.measure(f"latency, gen, {who}, 100")
+    before = Usage.of(node.pid).rss
+    got = cluster.measure(f"open, {who}, {count}")
+    rss = Usage.of(node.pid).rss
+    absolute(
+        f"{count:,} open idle channels, on the node",
+        [(rss - before) * 1e6 / count],
+        "B each",
+        at_most(1024, "B"),
+    )
+    absolute(
+        f"{count:,} open idle channels, on the BEAM", [got["bytes"]], "B each", at_most(1024, "B")
+    )
+    cluster.measure("close_opened, now")
+    again = cluster.measure(f"open, {who}, {count}")
+    rss_again = Usage.of(node.pid).rss
+    absolute("closed and opened again, the node's growth", [rss_again - rss], "MB")
+    assert again["count"] == got["count"]
+    cluster.measure("close_opened, now")
+    node.stop()
 
 
 # --- The idle node ---------------------------------------------------------------------------------------------------
@@ -580,6 +679,9 @@ GROUPS = {
     "transfers": transfers,
     "streams": streams,
     "channels": channels,
+    "bodies": bodies,
+    "stopped": stopped,
+    "opened": opened,
     "idle": idle,
 }
 

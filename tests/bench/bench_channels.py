@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import erlang
 from erlang.channel import ByteChannel, Channel
 
 
@@ -46,3 +47,10 @@ async def echo_async(ref: Any) -> None:
     channel = Channel(ref)
     async for message in channel:
         await channel.async_send(message)
+
+
+def send(to: Any, count: int, size: int) -> int:
+    message = b"x" * size
+    for _ in range(count):
+        erlang.send(to, message)
+    return count
