@@ -12,7 +12,8 @@ all() ->
     [the_bare_shell_lines_of_the_readme_print_what_it_says,
      the_application_lines_of_the_readme_print_what_it_says,
      the_python_example_of_the_readme_is_a_server_that_answers,
-     the_example_of_the_channels_page_does_what_it_shows,
+     the_erlang_of_the_channels_page_comes_to_what_it_says,
+     the_elixir_of_the_channels_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -56,15 +57,13 @@ the_python_example_of_the_readme_is_a_server_that_answers(Config) ->
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
 
-the_example_of_the_channels_page_does_what_it_shows(Config) ->
+the_erlang_of_the_channels_page_comes_to_what_it_says(Config) ->
     Context = #{directory := Directory} = sw_e2e:context(Config),
-    [Python] = blocks("docs/channels.md", "python"),
-    ok = file:write_file(filename:join(Directory, "jobs.py"), Python),
+    ok = file:write_file(filename:join(Directory, "jobs.py"), blocks("docs/channels.md", "python")),
     Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
     Beam = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py))]}),
-    [Lines] = blocks("docs/channels.md", "erlang"),
-    Steps = steps(Lines),
-    ?assert(length(Steps) >= 6),
+    Steps = lists:append([steps(Lines) || Lines <- blocks("docs/channels.md", "erlang")]),
+    ?assert(length(Steps) >= 17),
     check(Steps, sw_e2e:on(Beam, fun() ->
         ok = application:load(sidewinder),
         ok = application:set_env(sidewinder, default_node, Name),
@@ -73,6 +72,43 @@ the_example_of_the_channels_page_does_what_it_shows(Config) ->
     end, 60000)),
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
+
+the_elixir_of_the_channels_page_comes_to_what_it_says(Config) ->
+    case os:find_executable("elixir") of
+        false -> {skip, "there is no elixir"};
+        Elixir -> elixir_of_the_channels_page(Config, Elixir)
+    end.
+
+elixir_of_the_channels_page(Config, Elixir) ->
+    Context = #{directory := Directory, cookie := Cookie} = sw_e2e:context(Config),
+    ok = file:write_file(filename:join(Directory, "jobs.py"), blocks("docs/channels.md", "python")),
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
+    Steps = lists:append([iex_steps(Lines) || Lines <- blocks("docs/channels.md", "elixir")]),
+    ?assert(length(Steps) >= 11),
+    {Expressions, _} = lists:unzip(Steps),
+    Code = "[name, expressions] = System.argv()\n"
+           "Application.load(:sidewinder)\n"
+           "Application.put_env(:sidewinder, :default_node, String.to_atom(name))\n"
+           "{:ok, _} = Application.ensure_all_started(:sidewinder)\n"
+           "evaluate = fn expression, bound ->\n"
+           "  {value, bound} = Code.eval_string(expression, bound)\n"
+           "  IO.puts(\"=\" <> Base.encode64(inspect(value, limit: :infinity)))\n"
+           "  bound\n"
+           "end\n"
+           "expressions |> Base.decode64!() |> :erlang.binary_to_term() |> Enum.reduce([], evaluate)\n",
+    Arguments = ["--name", sw_e2e:unique("elixir") ++ "@127.0.0.1", "--cookie", Cookie,
+                 "-pa", filename:dirname(code:which(py)),
+                 "-e", Code, "--", atom_to_list(Name), base64:encode_to_string(term_to_binary(Expressions))],
+    {Status, Output, Errors} = sw_e2e:run(Elixir, Arguments, sw_e2e:beam_environment(Context)),
+    ?assertEqual(0, Status, {Output, Errors}),
+    check(Steps, [base64:decode(Line) || <<"=", Line/binary>> <- binary:split(Output, <<"\n">>, [global])]),
+    ok = sw_e2e:stop_node(Node).
+
+iex_steps(Block) ->
+    [begin
+         [Expression, Printed] = binary:split(Step, <<"\n">>),
+         {Expression, squeeze(Printed)}
+     end || Step <- tl(re:split(Block, "^iex> ", [multiline]))].
 
 the_tour_ends_well_without_a_terminal(Config) ->
     Context = sw_e2e:context(Config),

@@ -16,7 +16,7 @@
          stats/2]).
 -export([start_program/3, run/3, os_pid/1, output/1, wait_line/2, wait_line/3, await_exit/1,
          await_exit/2, send_signal/2, kill/1, alive/1]).
--export([start_beam/1, start_beam/2, stop_beam/1, kill_beam/1, beam_os_pid/1, on/2, on/3]).
+-export([start_beam/1, start_beam/2, beam_environment/1, stop_beam/1, kill_beam/1, beam_os_pid/1, on/2, on/3]).
 -export([eventually/1, eventually/2, within/2, elapsed/1, tell_test/1, flush/0]).
 
 -define(COOKIE, "sidewinder_e2e").
