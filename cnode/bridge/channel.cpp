@@ -50,9 +50,12 @@ Channel::Grant Channel::attach(const PeerPtr& peer) {
   Grant grant;
   {
     const Lock lock(mutex_);
-    const bool known =
-        std::ranges::any_of(senders_, [&](const Sender& sender) { return sender.peer == peer; });
-    if (known) return grant;
+    std::size_t present = 0;
+    for (const Sender& sender : senders_) {
+      if (sender.peer == peer) return grant;
+      if (sender.peer) ++present;
+    }
+    if (present >= kMaxSenders) return grant;
     mailbox::Credit::Changes changes;
     const auto number = credit_.add(changes);
     if (number >= senders_.size()) senders_.resize(number + 1);
@@ -102,8 +105,14 @@ void Channel::flushed(const SenderKey& key, std::uint64_t id) {
     const Lock lock(mutex_);
     const Sender* sender = find(key);
     if (sender == nullptr) return;
-    flushes_.push_back({sender->peer, id, received_});
-    answer_flushes(out);
+    if (flushes_.size() >= kMaxWaiting) {
+      out.push_back(message_to(*sender->peer, [&](etf::Writer& item) {
+        item.tuple(3).atom("flushed").unsigned_integer(id).atom("closed");
+      }));
+    } else {
+      flushes_.push_back({sender->peer, id, received_});
+      answer_flushes(out);
+    }
   }
   dispatch(out);
 }
@@ -239,6 +248,10 @@ std::size_t Channel::portion(const Demand& demand, bool& is_new) {
   auto found = std::find_if(receivers_.begin(), receivers_.end(),
                             [&](const Receiver& one) { return one.pid == demand.to; });
   is_new = found == receivers_.end();
+  if (is_new && receivers_.size() >= kMaxWaiting) {
+    is_new = false;
+    return 1;
+  }
   if (is_new) {
     receivers_.push_back({demand.to, 1});
     found = receivers_.end() - 1;
@@ -281,7 +294,7 @@ bool Channel::demand(Demand demand, Patience patience) {
       while (!room_.empty()) woken.push_back(room_.pop());
     } else if (closed()) {
       out.push_back(answer(demand, [](etf::Writer& reply) { reply.atom("closed"); }));
-    } else if (patience == Patience::kNone) {
+    } else if (patience == Patience::kNone || demands_.size() >= kMaxWaiting) {
       out.push_back(answer(demand, [](etf::Writer& reply) { reply.atom("empty"); }));
     } else {
       demands_.push(std::move(demand));
@@ -302,11 +315,8 @@ bool Channel::take_back(std::uint64_t link, etf::Bytes to, etf::Bytes tag) {
 
 void Channel::forget_receiver(etf::Bytes pid) {
   const Lock lock(mutex_);
-  const auto his = [&](const Demand& demand) {
-    return std::ranges::equal(dist::view(demand.to), pid);
-  };
-  while (demands_.remove_if(his)) {
-  }
+  demands_.remove_all_if(
+      [&](const Demand& demand) { return std::ranges::equal(dist::view(demand.to), pid); });
   std::erase_if(receivers_,
                 [&](const Receiver& one) { return std::ranges::equal(dist::view(one.pid), pid); });
 }
@@ -365,8 +375,7 @@ bool Channel::link_down(std::uint64_t link) {
   bool owners = false;
   {
     const Lock lock(mutex_);
-    while (demands_.remove_if([&](const Demand& demand) { return demand.link == link; })) {
-    }
+    demands_.remove_all_if([&](const Demand& demand) { return demand.link == link; });
     std::erase_if(flushes_, [&](const Flush& flush) { return flush.peer->link == link; });
     for (Sender& sender : senders_) {
       if (!sender.peer || sender.peer->link != link) continue;

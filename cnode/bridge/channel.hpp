@@ -29,6 +29,10 @@ class Channel {
  public:
   enum class Kind : std::uint8_t { kTerms, kBytes };
 
+  // Who may wait or take part at once; more are answered as if the channel were closed, or empty.
+  static constexpr std::size_t kMaxWaiting = 100'000;
+  static constexpr std::size_t kMaxSenders = 10'000;
+
   Channel(dist::ProcessId id, etf::Bytes pid, Kind kind, std::uint64_t bound, Answers& answers);
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;

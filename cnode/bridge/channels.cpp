@@ -10,6 +10,8 @@ namespace {
 
 // What is left in a closed channel may be consumed so long.
 constexpr auto kKeepClosed = std::chrono::seconds(60);
+constexpr std::size_t kLeeway = 64;          // bytes of a message that need not be in its cost
+constexpr std::size_t kMaxOpen = 1'000'000;  // a gigabyte of idle ones
 
 std::string text_of(etf::Bytes reason) {
   etf::Reader in(reason);
@@ -196,6 +198,7 @@ void Channels::make(const Origin& origin, std::uint64_t id, std::string_view kin
     });
   };
   if (draining_) return refuse("draining");
+  if (open() >= kMaxOpen) return refuse("overloaded");
   sweep();
   if (bound > (std::uint64_t{1} << 40) || (kind != "terms" && kind != "bytes"))
     return refuse("badarg");
@@ -252,6 +255,7 @@ bool Channels::accept(const Origin& origin, const ChannelPtr& channel, const Pay
   batch.slices.reserve(std::min<std::size_t>(*count, in.remaining()));
   const std::uint8_t* base = payload->data();
   std::int64_t excess = static_cast<std::int64_t>(std::min<std::uint64_t>(cost, UINT32_MAX));
+  std::uint64_t bytes = 0;
   for (std::uint32_t i = 0; i < *count; ++i) {
     auto message = in.term();
     if (!message && message.error().code == base::ErrorCode::kTooDeep) message = in.skip();
@@ -259,7 +263,10 @@ bool Channels::accept(const Origin& origin, const ChannelPtr& channel, const Pay
     const auto size = static_cast<std::uint32_t>(message->size());
     batch.slices.push_back({static_cast<std::uint32_t>(message->data() - base), size, size});
     excess -= size;
+    bytes += size;
   }
+  // What a message costs and what it takes are about the same. Else the bound would bound nothing.
+  if (bytes > 2 * std::min<std::uint64_t>(cost, UINT32_MAX) + kLeeway * *count) return false;
   spread(batch.slices, excess);
   if (!channel || channel->closed()) return true;
   batch.sender = channel->sender(origin.key());

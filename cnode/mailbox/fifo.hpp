@@ -2,6 +2,7 @@
 // many and most of them idle.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -40,6 +41,12 @@ class Fifo {
       return true;
     }
     return false;
+  }
+
+  template <class Predicate>
+  void remove_all_if(Predicate likes) {
+    const auto first = items_.begin() + static_cast<std::ptrdiff_t>(head_);
+    items_.erase(std::remove_if(first, items_.end(), likes), items_.end());
   }
 
   void clear() {
