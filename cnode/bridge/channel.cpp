@@ -341,7 +341,7 @@ bool Channel::close(std::string reason) {
   std::vector<mailbox::WaiterPtr> woken;
   {
     const Lock lock(mutex_);
-    if (closed()) return false;
+    if (closed_.exchange(true, std::memory_order_acq_rel)) return false;
     reason_ = std::move(reason);
     while (!room_.empty()) woken.push_back(room_.pop());
     while (!demands_.empty()) {  // `out` is empty, else they would not wait
@@ -354,10 +354,24 @@ bool Channel::close(std::string reason) {
     }
     flushes_.clear();
   }
-  const bool first = in_.close();
+  in_.close();
   dispatch(out);
   for (const auto& waiter : woken) waiter->wake();
-  return first;
+  return true;
+}
+
+void Channel::end_input(std::string reason) {
+  {
+    const Lock lock(mutex_);
+    if (closed()) return;
+    reason_ = std::move(reason);
+  }
+  in_.close();
+}
+
+bool Channel::has_outgoing() const {
+  const Lock lock(mutex_);
+  return !out_.empty();
 }
 
 std::string Channel::reason() const {

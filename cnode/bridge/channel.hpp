@@ -107,7 +107,12 @@ class Channel {
   // when it was closed already. Reactor or any thread; telling the world is the registry's
   // business.
   bool close(std::string reason);
-  bool closed() const { return in_.closed(); }
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // The first half of it: nothing comes in any more, but Python may still send.
+  void end_input(std::string reason);
+  bool input_ended() const { return in_.closed(); }
+  // Messages of Python that nobody has received yet.
+  bool has_outgoing() const;
   std::string reason() const;
   bool drained() const;
   // The link to a sender or receiver is gone. True when the channel is to close for it: it was its
@@ -167,6 +172,7 @@ class Channel {
   const std::uint64_t bound_;
   Answers& answers_;
   mailbox::ChannelQueue in_;
+  std::atomic<bool> closed_{false};
   std::atomic<std::uint64_t> received_{0};
 
   mutable std::mutex mutex_;

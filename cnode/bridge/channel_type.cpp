@@ -285,7 +285,7 @@ py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, For
   for (;;) {
     if (py::Ref value = take(self, false, form)) return value;
     if (until && Clock::now() >= *until) {
-      ended = channel.closed() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
+      ended = channel.input_ended() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
       return {};
     }
     auto waiter = std::make_shared<ThreadWaiter>();
@@ -409,7 +409,7 @@ PyObject* channel_take(PyObject* self, PyObject* const* arguments, Py_ssize_t co
       value = take(own, false, form);
     }
     if (value) return value;
-    if (own.channel->closed() && own.channel->in().available() <= own.channel->in().reserved())
+    if (own.channel->input_ended() && own.channel->in().available() <= own.channel->in().reserved())
       raise_closed(*own.channel);
     return py::Ref::borrow(g_nothing);
   });

@@ -219,7 +219,7 @@ void Channels::make(const Origin& origin, std::uint64_t id, std::string_view kin
 }
 
 void Channels::attach_sender(const Origin& origin, std::uint64_t id, const ChannelPtr& channel) {
-  if (!channel || channel->closed()) {
+  if (!channel || channel->input_ended()) {
     return reply(origin, [&](etf::Writer& out) {
       out.tuple(3).atom("attached").unsigned_integer(id).atom("closed");
     });
@@ -268,7 +268,7 @@ bool Channels::accept(const Origin& origin, const ChannelPtr& channel, const Pay
   // What a message costs and what it takes are about the same. Else the bound would bound nothing.
   if (bytes > 2 * std::min<std::uint64_t>(cost, UINT32_MAX) + kLeeway * *count) return false;
   spread(batch.slices, excess);
-  if (!channel || channel->closed()) return true;
+  if (!channel || channel->input_ended()) return true;
   batch.sender = channel->sender(origin.key());
   if (channel->in().bytes() + cost > channel->hard_bound()) {
     spdlog::warn("{}: a channel was flooded past its bound; closing it", origin.link.peer().name);
@@ -295,7 +295,7 @@ bool Channels::on_message(dist::ProcessId to, dist::Incoming message) {
 
 void Channels::deliver(const ChannelPtr& channel, const Payload& payload, etf::Bytes message) {
   const auto size = static_cast<std::uint32_t>(message.size());
-  if (channel->closed()) return;
+  if (channel->input_ended()) return;
   if (channel->in().bytes() + size > channel->hard_bound()) {
     spdlog::warn("a channel was flooded past its bound; closing it");
     return close(channel, "overflow");
@@ -325,6 +325,28 @@ void Channels::receive(const Origin& origin, const ChannelPtr& channel, etf::Byt
     node_->monitor(*process, origin.from.node.utf8(), origin.from.raw, node_->make_ref());
 }
 
+void Channels::drain() {
+  draining_ = true;
+  for (const auto& channel : all()) {
+    channel->end_input("draining");
+    tell_closed(*channel, dist::encode_atom("draining").bytes());
+  }
+}
+
+bool Channels::has_outgoing() const {
+  const auto channels = all();
+  return std::ranges::any_of(channels,
+                             [](const ChannelPtr& channel) { return channel->has_outgoing(); });
+}
+
+std::vector<ChannelPtr> Channels::all() const {
+  std::vector<ChannelPtr> channels;
+  const std::lock_guard lock(mutex_);
+  channels.reserve(channels_.size());
+  for (const auto& [id, channel] : channels_) channels.push_back(channel);
+  return channels;
+}
+
 // --- the end
 // -----------------------------------------------------------------------------------------------------
 
@@ -339,13 +361,16 @@ void Channels::close_with(const ChannelPtr& channel, etf::Bytes reason) {
   if (channel->close(text_of(reason))) finish_close(channel, reason);
 }
 
+void Channels::tell_closed(Channel& channel, etf::Bytes reason) {
+  const std::uint64_t consumed = channel.info().consumed;
+  channel.tell_senders([&](etf::Writer& out) {
+    out.tuple(4).atom("closed").raw(channel.pid()).raw(reason).unsigned_integer(consumed);
+  });
+}
+
 void Channels::finish_close(const ChannelPtr& channel, etf::Bytes reason) {
   --open_;
-  const Channel::Info info = channel->info();
-  channel->tell_senders([&](etf::Writer& out) {
-    out.tuple(4).atom("closed").raw(channel->pid()).raw(reason);
-    out.unsigned_integer(info.consumed);
-  });
+  tell_closed(*channel, reason);
   node_->exit_process(channel->id(), reason);
   sweep();
   if (channel->drained()) return retire(channel);
@@ -389,13 +414,8 @@ bool Channels::on_down(dist::ProcessId owner, etf::Bytes pid) {
     peers_.erase(dist::keep(pid));
     etf::Reader in(pid);
     const auto view = in.pid();
-    std::vector<ChannelPtr> all;
-    {
-      const std::lock_guard lock(mutex_);
-      for (const auto& [id, channel] : channels_) all.push_back(channel);
-    }
     const auto link = node_->link_to(view->node.utf8());
-    for (const auto& channel : all) {
+    for (const auto& channel : all()) {
       if (link && channel->sender_down({link->id(), *view}))
         close_with(channel, dist::encode_atom("noproc").bytes());
     }
@@ -408,12 +428,7 @@ bool Channels::on_down(dist::ProcessId owner, etf::Bytes pid) {
 }
 
 void Channels::on_link_down(std::uint64_t link) {
-  std::vector<ChannelPtr> all;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const auto& [id, channel] : channels_) all.push_back(channel);
-  }
-  for (const auto& channel : all) {
+  for (const auto& channel : all()) {
     if (channel->link_down(link)) close_with(channel, dist::encode_atom("noconnection").bytes());
   }
 }

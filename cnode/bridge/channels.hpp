@@ -26,7 +26,9 @@ class Channels {
   Channels& operator=(const Channels&) = delete;
 
   void attach(dist::Node& node) { node_ = &node; }
-  void drain() { draining_ = true; }
+  // No new channels, and nothing more into those there are; what Python sends still goes out.
+  void drain();
+  bool has_outgoing() const;
 
   // Any thread. Also one that is closed, as long as something in it is left.
   ChannelPtr find(dist::ProcessId id) const;
@@ -73,6 +75,8 @@ class Channels {
   void reply(const Origin& origin, const std::function<void(etf::Writer&)>& item);
   void close_with(const ChannelPtr& channel, etf::Bytes reason);
   void finish_close(const ChannelPtr& channel, etf::Bytes reason);
+  static void tell_closed(Channel& channel, etf::Bytes reason);
+  std::vector<ChannelPtr> all() const;
   void retire(const ChannelPtr& channel);
   void sweep();
 

@@ -153,7 +153,8 @@ void Runtime::drain(std::chrono::milliseconds limit, std::function<void()> done)
 
 void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
   const std::size_t left = router_->in_flight() + pool_->waiting() + pool_->busy();
-  const bool idle = left == 0 && !answers_->dirty() && node_->links_flushed();
+  const bool idle =
+      left == 0 && !channels_->has_outgoing() && !answers_->dirty() && node_->links_flushed();
   if (!idle && std::chrono::steady_clock::now() < until) {
     drain_timer_.expires_after(std::chrono::milliseconds(10));
     drain_timer_.async_wait([this, until](asio::error_code error) {
@@ -161,7 +162,9 @@ void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
     });
     return;
   }
-  if (!idle) spdlog::warn("stopping with {} calls unfinished", left);
+  if (!idle)
+    spdlog::warn("stopping with {} calls unfinished{}", left,
+                 channels_->has_outgoing() ? " and channels nobody received from" : "");
   node_->close_links("the node stops");
   asio::post(reactor_, [this] { drained_(); });
 }

@@ -49,6 +49,7 @@ groups() ->
       [sigterm_finishes_what_was_accepted_and_refuses_the_rest,
        sigterm_waits_for_coroutines_and_casts,
        sigint_stops_an_idle_node_with_0,
+       sigterm_lets_channels_run_dry,
        a_drain_that_takes_too_long_is_cut_short,
        a_second_sigterm_stops_at_once_with_4,
        the_end_of_standard_input_stops_a_node_that_was_told_so,
@@ -520,6 +521,45 @@ listen(Told) ->
         {probe, What} -> listen([What | Told]);
         {get, From} -> From ! {self(), Told}
     end.
+
+sigterm_lets_channels_run_dry(Config) ->
+    Beam = proplists:get_value(beam, Config),
+    #{name := Name, program := Program} = sw_e2e:start_node(context(Config)),
+    Other = sw_e2e:start_beam(context(Config), #{args => ["-pa", filename:dirname(code:which(py))]}),
+    {Consumer, Ch} = sw_e2e:on(Other, fun() ->
+        {ok, _} = application:ensure_all_started(sidewinder),
+        {ok, Ch} = py_channel:new(Name, #{owner => none}),
+        Self = self(),
+        Consumer = spawn(fun() ->
+            Ref = py:spawn_call(Name, channels, receive_slowly_then_send, [Ch, 0.05]),
+            Self ! started,
+            keep(py:await(Ref, 20000))
+        end),
+        receive started -> ok end,
+        [ok = py_channel:send(Ch, N) || N <- lists:seq(1, 20)],
+        {Consumer, Ch}
+    end),
+    ok = sw_e2e:eventually(fun() ->
+        #{received := Received} = sw_e2e:on(Other, fun() -> py_channel:info(Ch) end),
+        Received =:= 20
+    end),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    _ = sw_e2e:wait_line(Program, "draining"),
+    sw_e2e:on(Other, fun() ->
+        ?assertEqual({error, draining}, py_channel:new(Name, #{})),
+        ok = sw_e2e:eventually(fun() -> py_channel:send(Ch, late) =:= {error, closed} end),
+        % What Python had is received by its consumer, and what that says by us.
+        ?assertEqual({ok, lists:seq(1, 20)}, py_channel:recv(Ch, 20000)),
+        Consumer ! {get, self()},
+        ?assertEqual({ok, <<"done">>}, receive {Consumer, Result} -> Result after 20000 -> late end),
+        ?assertEqual({error, closed}, py_channel:recv(Ch, 20000))
+    end),
+    ?assertEqual(0, sw_e2e:await_exit(Program)),
+    ?assertEqual(pang, sw_e2e:on(Beam, fun() -> net_adm:ping(Name) end)),
+    ok = sw_e2e:stop_beam(Other).
+
+keep(Value) ->
+    receive {get, From} -> From ! {self(), Value} end.
 
 sigint_stops_an_idle_node_with_0(Config) ->
     #{program := Program} = sw_e2e:start_node(context(Config)),

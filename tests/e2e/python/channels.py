@@ -224,3 +224,8 @@ async def tally(ref: Any, senders: int, threads: int, coroutines: int) -> list[i
         if each != bytes([1]) * count + bytes(len(each) - count):
             raise AssertionError(f"a message of sender {sender} is lost or doubled")
     return counts
+
+
+def receive_slowly_then_send(ref: Any, seconds: float) -> str:
+    Channel(ref).send(receive_slowly(ref, seconds))
+    return "done"
