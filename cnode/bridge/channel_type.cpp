@@ -171,12 +171,16 @@ DecodedValues& decoded(Channel& channel) {
   py::raise(type.get(), "the channel is closed: " + channel.reason());
 }
 
-// A large body as it lies in the batch; null when it is small, or no binary.
-PyObject* body_in(const mailbox::Batch& batch, const mailbox::Slice& slice) {
-  if (slice.size < kLargeBody) return nullptr;
+// A message of a byte channel: bytes, or a large one as it lies in the batch; null when it is no
+// binary.
+PyObject* bytes_in(const mailbox::Batch& batch, const mailbox::Slice& slice) {
   etf::Reader in(batch.bytes->bytes().subspan(slice.offset, slice.size));
   const auto bytes = in.binary();
   if (!bytes) return nullptr;
+  if (slice.size < kLargeBody)
+    return py::check(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(bytes->data()),
+                                               static_cast<Py_ssize_t>(bytes->size())))
+        .release();
   py::Ref body = py::check(g_body_type->tp_alloc(g_body_type, 0));
   new (&body_of(body.get())->owner) std::shared_ptr<const etf::Buffer>(batch.bytes);
   new (&body_of(body.get())->bytes) etf::Bytes(*bytes);
@@ -204,7 +208,7 @@ bool decode_more(ChannelObject& self, DecodedValues& ready) {
     etf::Reader in(batch->bytes->bytes().subspan(slice.offset, slice.size));
     DecodedValues::Value value{nullptr, slice.cost, batch->sender, false};
     try {
-      if (channel.kind() == Channel::Kind::kBytes) value.object = body_in(*batch, slice);
+      if (channel.kind() == Channel::Kind::kBytes) value.object = bytes_in(*batch, slice);
       if (value.object != nullptr) {
         ready.values.push(value);
         continue;
@@ -285,7 +289,8 @@ py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, For
   for (;;) {
     if (py::Ref value = take(self, false, form)) return value;
     if (until && Clock::now() >= *until) {
-      ended = channel.input_ended() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
+      ended =
+          channel.input_ended() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
       return {};
     }
     auto waiter = std::make_shared<ThreadWaiter>();

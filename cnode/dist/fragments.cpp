@@ -3,12 +3,19 @@
 #include <algorithm>
 #include <utility>
 
+#include "cnode/dist/frame.hpp"
 #include "cnode/etf/reader.hpp"
 
 namespace dist {
 
 using base::Error;
 using base::ErrorCode;
+
+namespace {
+
+constexpr std::size_t kSetAside = std::size_t{1} << 20;  // shorter messages just grow
+
+}  // namespace
 
 Assembler::Outcome Assembler::on_first(std::uint64_t sequence, std::uint64_t fragment,
                                        etf::Bytes body, Clock::time_point now) {
@@ -30,7 +37,18 @@ Assembler::Outcome Assembler::on_first(std::uint64_t sequence, std::uint64_t fra
   }
   const auto at = open_.try_emplace(sequence).first;
   at->second.next = fragment;
+  set_aside(at->second, fragment);
   return add(at, body, now);
+}
+
+void Assembler::set_aside(Sequence& sequence, std::uint64_t fragments) {
+  if (fragments < kSetAside / kFragmentSize) return;
+  const std::size_t size =
+      fragments > limits_.message / kFragmentSize ? limits_.message : fragments * kFragmentSize;
+  if (reserved_ + size > limits_.total) return;  // it grows as it comes
+  sequence.bytes.reserve(size);
+  sequence.reserved = size;
+  reserved_ += size;
 }
 
 Assembler::Outcome Assembler::on_next(std::uint64_t sequence, std::uint64_t fragment,
@@ -70,6 +88,7 @@ Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::i
   if (--sequence.next > 0) return std::optional<Assembled>{};
 
   held_ -= sequence.bytes.size();
+  reserved_ -= sequence.reserved;
   std::optional<Assembled> whole;
   if (sequence.fate != Fate::kForgotten) {
     whole.emplace(Assembled{std::move(sequence.bytes), sequence.fate == Fate::kTooLarge});
@@ -102,6 +121,7 @@ base::Status Assembler::shrink_to_control(Sequence& sequence, etf::Bytes data) {
 
 void Assembler::release(Sequence& sequence) {
   held_ -= sequence.bytes.size();
+  reserved_ -= std::exchange(sequence.reserved, 0);
   sequence.bytes = etf::Buffer();
 }
 

@@ -7,8 +7,9 @@
 // Many sequences run interleaved on one link; inside one the fragment numbers count down to 1
 // without a gap, and anything else is an error of the stream. A message over the bounds is no such
 // error: its bytes are dropped as they come, and at its end the control tuple and the message's
-// beginning come out, marked, so that the sender can be told. Memory grows with the bytes that
-// arrived, never to a size that was announced.
+// beginning come out, marked, so that the sender can be told. Memory that is used grows with the
+// bytes that arrived, never to a size that was announced; addresses are set aside for what is
+// announced, within the bounds, so that nothing is moved as it grows.
 #pragma once
 
 #include <chrono>
@@ -54,13 +55,15 @@ class Assembler {
   std::size_t drop_idle(Clock::time_point since);
 
   std::size_t open() const { return open_.size(); }
-  std::size_t held() const { return held_; }  // bytes
+  std::size_t held() const { return held_; }          // bytes
+  std::size_t reserved() const { return reserved_; }  // addresses set aside, used or not
 
  private:
   enum class Fate { kKept, kTooLarge, kForgotten };
   struct Sequence {
     etf::Buffer bytes;
-    std::uint64_t next = 0;  // the fragment number that must come
+    std::size_t reserved = 0;  // addresses set aside
+    std::uint64_t next = 0;    // the fragment number that must come
     Fate fate = Fate::kKept;
     Clock::time_point touched;
   };
@@ -69,10 +72,12 @@ class Assembler {
               Clock::time_point now);
   base::Status shrink_to_control(Sequence& sequence, etf::Bytes data);
   void release(Sequence& sequence);
+  void set_aside(Sequence& sequence, std::uint64_t fragments);
 
   FragmentLimits limits_;
   std::unordered_map<std::uint64_t, Sequence> open_;
   std::size_t held_ = 0;
+  std::size_t reserved_ = 0;
 };
 
 }  // namespace dist

@@ -25,21 +25,23 @@ new(Node, Options) when is_atom(Node), is_map(Options) ->
 
 %% Sends if there is room: `busy` says that nothing was sent.
 -spec send(py_channel:channel(), iodata()) -> ok | busy | {error, closed}.
-send(Ch, Data) when is_pid(Ch) ->
-    Bytes = iolist_to_binary(Data),
+send(Ch, Bytes) when is_pid(Ch), is_binary(Bytes) ->
     case py_channel_link:handle(Ch) of
         {ok, Handle} -> py_channel_link:send(Handle, Bytes, cost(Bytes));
         {error, closed} -> {error, closed}
-    end.
+    end;
+send(Ch, Data) when is_pid(Ch) ->
+    send(Ch, iolist_to_binary(Data)).
 
 %% Sends, waiting for room so many milliseconds.
 -spec send(py_channel:channel(), iodata(), timeout()) -> ok | busy | {error, closed}.
-send(Ch, Data, Timeout) when is_pid(Ch) ->
-    Bytes = iolist_to_binary(Data),
+send(Ch, Bytes, Timeout) when is_pid(Ch), is_binary(Bytes) ->
     case py_channel_link:handle(Ch) of
         {ok, Handle} -> py_channel_link:send(Handle, Bytes, cost(Bytes), Timeout);
         {error, closed} -> {error, closed}
-    end.
+    end;
+send(Ch, Data, Timeout) when is_pid(Ch) ->
+    send(Ch, iolist_to_binary(Data), Timeout).
 
 %% The next bytes that Python sent.
 -spec recv(py_channel:channel()) -> {ok, binary()} | {error, closed}.

@@ -79,6 +79,8 @@ run({spinning, Node, Seconds}) ->
     spinning(Node, Seconds);
 run({bodies, Node, Bytes, Parts}) ->
     bodies(Node, Bytes, Parts);
+run({blobs, Node, Bytes, Parts}) ->
+    blobs(Node, Bytes, Parts);
 run({open, Node, Count}) ->
     open(Node, Count);
 run({close_opened, now}) ->
@@ -408,6 +410,18 @@ pings_beside(Ch, Mover, Monitor, Times) ->
     after 0 ->
         pings_beside(Ch, Mover, Monitor, [Time | Times])
     end.
+
+%% The same with bare messages to the echo node, which drops them, and calls of it.
+-spec blobs(node(), pos_integer(), pos_integer()) -> [value()].
+blobs(Node, Bytes, Parts) ->
+    Blob = binary:copy(<<0>>, Bytes div Parts),
+    Start = erlang:monotonic_time(microsecond),
+    {Mover, Monitor} = spawn_monitor(fun() ->
+        lists:foreach(fun(_) -> {echo, Node} ! {Blob} end, lists:seq(1, Parts)),
+        ok = call(echo, Node)
+    end),
+    Times = call_beside(echo, Node, Mover, Monitor, []),
+    quantiles(Times) ++ [{mb_per_s, Bytes / (erlang:monotonic_time(microsecond) - Start)}].
 
 %% So many channels, owned by this process; bytes of this BEAM for each.
 -spec open(node(), pos_integer()) -> [value()].

@@ -534,26 +534,34 @@ def channels(cluster: Cluster, scale: Scale) -> None:
 
 
 def bodies(cluster: Cluster, scale: Scale) -> None:
-    """Pings over one channel while bodies go through another, and while none do."""
+    """Pings over one channel while bodies go through another; calls of the echo node while it is sent the same."""
     size = scale.transfer
     megabytes = size // 1_000_000
-    alone = f"pingpong, echo, {PY}, {scale.calls}"
     for parts in (megabytes, 1):
         got = rounds(
             cluster,
             scale.transfers,
-            {"beside": f"bodies, {PY}, {size}, {parts}", "alone": alone},
+            {
+                "ours": f"bodies, {PY}, {size}, {parts}",
+                "echo": f"blobs, {ECHO}, {size}, {parts}",
+            },
         )
         what = f"{megabytes} MB in {parts} bod{'y' if parts == 1 else 'ies'}"
         for quantile in ("p50", "p99"):
             compared(
                 f"ping over a channel beside {what}, {quantile}",
-                got["beside"][quantile],
-                got["alone"][quantile],
+                got["ours"][quantile],
+                got["echo"][quantile],
                 "us",
-                "alone",
+                "echo",
             )
-        absolute(f"{what} through a byte channel", got["beside"]["mb_per_s"], "MB/s")
+        compared(
+            f"{what} through a byte channel",
+            got["ours"]["mb_per_s"],
+            got["echo"]["mb_per_s"],
+            "MB/s",
+            "echo",
+        )
 
 
 def stopped(cluster: Cluster, scale: Scale) -> None:

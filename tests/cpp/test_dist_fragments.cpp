@@ -215,6 +215,26 @@ TEST_CASE("an announced number of fragments costs no memory", "[dist][fragments]
   CHECK(assembler.held() == kControl.size());
 }
 
+TEST_CASE("addresses are set aside within the bounds and given back with their sequence",
+          "[dist][fragments]") {
+  constexpr std::size_t kMegabyte = std::size_t{1} << 20;
+  Assembler assembler({.message = 8 * kMegabyte, .total = 20 * kMegabyte});
+  const Assembler::Clock::time_point begin{};
+  for (std::uint64_t i = 0; i < 10; ++i)
+    REQUIRE(is_pending(assembler.on_first(i, std::uint64_t{1} << (20 + i), kControl, begin)));
+  CHECK(assembler.reserved() == 16 * kMegabyte);
+  CHECK(assembler.held() == 10 * kControl.size());
+  CHECK(assembler.drop_idle(begin + seconds(1)) == 10);
+  CHECK(assembler.reserved() == 0);
+  REQUIRE(is_pending(assembler.on_first(77, 16, kControl, begin)));
+  CHECK(assembler.reserved() == kMegabyte);
+  for (std::uint64_t left = 15; left > 0; --left) {
+    const auto whole = assembler.on_next(77, left, message(10), begin);
+    CHECK(whole->has_value() == (left == 1));
+  }
+  CHECK(assembler.reserved() == 0);
+}
+
 TEST_CASE("an idle sequence is freed, its late rest is dropped, and its sender may begin anew",
           "[dist][fragments]") {
   Assembler assembler;

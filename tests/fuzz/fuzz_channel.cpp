@@ -1,6 +1,6 @@
-// Items for channels, {'$py_channel', [Item]}, against a node without sockets. The four bytes "CREA"
-// become the node's creation, so that seeds can name its channels. What comes to be in a channel is
-// taken out and must lie inside what was sent.
+// Items for channels, {'$py_channel', [Item]}, against a node without sockets. The four bytes
+// "CREA" become the node's creation, so that seeds can name its channels. What comes to be in a
+// channel is taken out and must lie inside what was sent.
 #include <cstdlib>
 #include <cstring>
 #include <memory>
