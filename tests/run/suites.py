@@ -9,7 +9,7 @@ unreadable report counts as at least one failure, whatever its report says, and 
 is skipped only when the tree does not have it. The last line is "N passed, N failed"; the exit code is 1 if anything
 failed. Reports and logs stay in build/test-results.
 
-Environment: FUZZ_SECONDS for each fuzz target (20), CHANNEL_SECONDS for the channels under tsan (60), SOAK_SECONDS
+Environment: FUZZ_SECONDS for each fuzz target (15), CHANNEL_SECONDS for the channels under tsan (60), SOAK_SECONDS
 (60), TEST_TIMEOUT for one program (900), TEST_JOBS for programs run side by side (the number of processors).
 """
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "build" / "test-results"
 PYTHON = "/usr/bin/python3"
 Command = Sequence[str | Path]
-FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "20"))
+FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "15"))
 CHANNEL_SECONDS = int(os.environ.get("CHANNEL_SECONDS", "60"))
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "60"))
 TIMEOUT = float(os.environ.get("TEST_TIMEOUT", "900"))
