@@ -45,7 +45,7 @@ const Channel::Sender* Channel::find(const SenderKey& key) const {
   return found == senders_.end() ? nullptr : &*found;
 }
 
-Channel::Grant Channel::attach(const PeerPtr& peer) {
+std::optional<Channel::Grant> Channel::attach(const PeerPtr& peer) {
   std::vector<Outgoing> out;
   Grant grant;
   {
@@ -55,7 +55,7 @@ Channel::Grant Channel::attach(const PeerPtr& peer) {
       if (sender.peer == peer) return grant;
       if (sender.peer) ++present;
     }
-    if (present >= kMaxSenders) return grant;
+    if (present >= kMaxSenders) return std::nullopt;
     mailbox::Credit::Changes changes;
     const auto number = credit_.add(changes);
     if (number >= senders_.size()) senders_.resize(number + 1);

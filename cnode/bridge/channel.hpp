@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -55,12 +56,13 @@ class Channel {
     dist::Raw8 pid;
   };
   using PeerPtr = std::shared_ptr<const Peer>;
-  // Another one takes part; its first grant. One that does already is granted nothing.
+  // Another one takes part; its first grant. One that does already is granted nothing; nullopt when
+  // there are too many.
   struct Grant {
     std::uint64_t bytes = 0;
     std::uint64_t share = 0;  // what it may hold while nobody else comes
   };
-  Grant attach(const PeerPtr& peer);
+  std::optional<Grant> attach(const PeerPtr& peer);
   // It is out of credit and wants to hear of every byte.
   void want(const SenderKey& key);
   void returned(const SenderKey& key, std::uint64_t bytes);

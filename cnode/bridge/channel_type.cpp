@@ -136,7 +136,8 @@ BodyObject* body_of(PyObject* self) { return reinterpret_cast<BodyObject*>(self)
 
 enum class Form { kValue, kView };
 
-// The bytes are copied without the GIL.
+// For a consumer that has given its turn back: the bytes are copied without the GIL, and meanwhile
+// it is the next one's.
 py::Ref in_form(py::Ref value, Form form) {
   if (form == Form::kView) return py::check(PyMemoryView_FromObject(value.get()));
   if (Py_TYPE(value.get()) != g_body_type) return value;
@@ -235,7 +236,7 @@ bool decode_more(ChannelObject& self, DecodedValues& ready) {
 
 // The next value for a consumer: one it was granted, or one that nobody was. Null when there is
 // none.
-py::Ref take(ChannelObject& self, bool granted, Form form) {
+py::Ref take(ChannelObject& self, bool granted) {
   Channel& channel = *self.channel;
   DecodedValues& ready = decoded(channel);
   while (ready.values.size() <= (granted ? 0 : channel.in().reserved())) {
@@ -246,17 +247,17 @@ py::Ref take(ChannelObject& self, bool granted, Form form) {
   channel.consumed(value.sender, value.cost);
   py::Ref object = py::Ref::steal(value.object);
   if (value.is_error) throw py::Error(std::move(object));
-  return in_form(std::move(object), form);
+  return object;
 }
 
 // As take(), and then gives the turn back.
-py::Ref take_turn(ChannelObject& self, const mailbox::WaiterPtr& waiter, Form form) {
+py::Ref take_turn(ChannelObject& self, const mailbox::WaiterPtr& waiter) {
   struct Leave {
     Channel& channel;
     const mailbox::WaiterPtr& waiter;
     ~Leave() { channel.in().leave(waiter); }
   } leave{*self.channel, waiter};
-  return take(self, self.channel->in().granted(waiter), form);
+  return take(self, self.channel->in().granted(waiter));
 }
 
 // Has the interpreter raise what was set in this thread from outside.
@@ -287,7 +288,7 @@ py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, For
                 Ended& ended) {
   Channel& channel = *self.channel;
   for (;;) {
-    if (py::Ref value = take(self, false, form)) return value;
+    if (py::Ref value = take(self, false)) return in_form(std::move(value), form);
     if (until && Clock::now() >= *until) {
       ended =
           channel.input_ended() && channel.in().available() == 0 ? Ended::kClosed : Ended::kTimeout;
@@ -315,7 +316,7 @@ py::Ref receive(ChannelObject& self, std::optional<Clock::time_point> until, For
       continue;
     }
     // Also after a timeout: the turn may have come in the same moment.
-    if (py::Ref value = take_turn(self, waiter, form)) return value;
+    if (py::Ref value = take_turn(self, waiter)) return in_form(std::move(value), form);
   }
 }
 
@@ -379,8 +380,8 @@ PyObject* channel_is_bytes(PyObject* self, void*) {
 PyObject* channel_next(PyObject* self) {
   return guarded([&] {
     Ended ended = Ended::kClosed;
-    return receive(*of(self), std::nullopt, Form::kValue,
-                   ended);  // null and no exception: the iteration is over
+    // Null and no exception: the iteration is over.
+    return receive(*of(self), std::nullopt, Form::kValue, ended);
   });
 }
 
@@ -409,11 +410,11 @@ PyObject* channel_take(PyObject* self, PyObject* const* arguments, Py_ssize_t co
     if (count == 1 && Py_TYPE(arguments[0]) == g_turn_type) {
       TurnObject* turn = turn_of(arguments[0]);
       turn->waiter->release();
-      value = take_turn(own, turn->waiter, form);
+      value = take_turn(own, turn->waiter);
     } else {
-      value = take(own, false, form);
+      value = take(own, false);
     }
-    if (value) return value;
+    if (value) return in_form(std::move(value), form);
     if (own.channel->input_ended() && own.channel->in().available() <= own.channel->in().reserved())
       raise_closed(*own.channel);
     return py::Ref::borrow(g_nothing);

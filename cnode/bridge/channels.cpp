@@ -59,9 +59,11 @@ bool Channels::on_batch(dist::Link& link, const etf::PidView& sender, const Payl
   if (*whole == 3) {
     // A carrier sends for the py_channel_link that started it.
     auto pid = in.pid();
-    if (!pid || pid->node.utf8() != link.peer().name) return false;
+    if (!pid) return false;
     from = *pid;
   }
+  // Answers go back over this link, and this link's end is the sender's.
+  if (from.node.utf8() != link.peer().name) return false;
   const Origin origin{link, from, answers_.outbox(link.id())};
   if (!origin.outbox) return true;
   auto count = in.list();
@@ -211,33 +213,35 @@ void Channels::make(const Origin& origin, std::uint64_t id, std::string_view kin
     channels_[process.id] = channel;
   }
   ++open_;
-  const Channel::Grant grant = channel->attach(peer_of(origin));
+  const auto grant = channel->attach(peer_of(origin));  // the first is never refused
   reply(origin, [&](etf::Writer& out) {
     out.tuple(4).atom("new").unsigned_integer(id).tuple(2).atom("ok").raw(channel->pid());
-    out.unsigned_integer(grant.bytes);
+    out.unsigned_integer(grant->bytes);
   });
 }
 
 void Channels::attach_sender(const Origin& origin, std::uint64_t id, const ChannelPtr& channel) {
-  if (!channel || channel->input_ended()) {
-    return reply(origin, [&](etf::Writer& out) {
-      out.tuple(3).atom("attached").unsigned_integer(id).atom("closed");
-    });
-  }
-  const Channel::Grant grant = channel->attach(peer_of(origin));
+  std::optional<Channel::Grant> grant;
+  if (channel && !channel->input_ended()) grant = channel->attach(peer_of(origin));
   reply(origin, [&](etf::Writer& out) {
-    out.tuple(3).atom("attached").unsigned_integer(id).tuple(4);
+    out.tuple(3).atom("attached").unsigned_integer(id);
+    if (!grant) {
+      out.atom("closed");
+      return;
+    }
+    out.tuple(4);
     out.atom(channel->kind() == Channel::Kind::kBytes ? "bytes" : "terms");
     out.unsigned_integer(channel->bound());
-    out.unsigned_integer(grant.bytes).unsigned_integer(grant.share);
+    out.unsigned_integer(grant->bytes).unsigned_integer(grant->share);
   });
 }
 
 // Watched: should a BEAM's py_channel_link end though the link stands, its credit is not lost.
 Channel::PeerPtr Channels::peer_of(const Origin& origin) {
-  Channel::PeerPtr& peer = peers_[dist::keep(origin.from.raw)];
-  if (peer && peer->link == origin.link.id()) return peer;
-  peer = std::make_shared<const Channel::Peer>(
+  Channel::PeerPtr& known = peers_[dist::keep(origin.from.raw)];
+  if (known && known->link == origin.link.id()) return known;
+  // Of its own: should the link just go, monitor() itself may forget the sender.
+  const Channel::PeerPtr peer = known = std::make_shared<const Channel::Peer>(
       Channel::Peer{origin.outbox, origin.link.id(), dist::keep(origin.from.raw)});
   if (watcher_ == 0) watcher_ = node_->create_process({}, true).id;
   dist::Process* watcher = node_->processes().find(watcher_);

@@ -1,6 +1,7 @@
 #include "cnode/dist/fragments.hpp"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "cnode/dist/frame.hpp"
@@ -46,7 +47,11 @@ void Assembler::set_aside(Sequence& sequence, std::uint64_t fragments) {
   const std::size_t size =
       fragments > limits_.message / kFragmentSize ? limits_.message : fragments * kFragmentSize;
   if (reserved_ + size > limits_.total) return;  // it grows as it comes
-  sequence.bytes.reserve(size);
+  try {
+    sequence.bytes.reserve(size);
+  } catch (const std::bad_alloc&) {
+    return;  // where not even addresses are free; what really comes may still find room
+  }
   sequence.reserved = size;
   reserved_ += size;
 }

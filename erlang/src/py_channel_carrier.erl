@@ -9,8 +9,7 @@
 -export([start_link/1, stop/1]).
 -export([init/2]).
 
--define(MAX_BATCH, 1024).
--define(MAX_BATCH_BYTES, 49152).     % as in py_channel_link
+-include("py_channel.hrl").
 
 -spec start_link(node()) -> pid().
 start_link(Node) ->
@@ -46,16 +45,19 @@ gather(Ch, Cost, Terms, N, Link, Node) when N < ?MAX_BATCH, Cost < ?MAX_BATCH_BY
         {'$send', Ch, Own, Term} when Own < ?MAX_BATCH_BYTES ->
             gather(Ch, Cost + Own, [Term | Terms], N + 1, Link, Node);
         {'$send', Ch, Own, Term} ->
-            send({send, Ch, Cost, list_to_tuple(lists:reverse(Terms))}, Link, Node),
+            send(batch(Ch, Cost, Terms), Link, Node),
             gather(Ch, Own, [Term], 1, Link, Node);
         {'$item', Item} ->
-            send({send, Ch, Cost, list_to_tuple(lists:reverse(Terms))}, Link, Node),
+            send(batch(Ch, Cost, Terms), Link, Node),
             deliver(Item, Link, Node)
     after 0 ->
-        deliver({send, Ch, Cost, list_to_tuple(lists:reverse(Terms))}, Link, Node)
+        deliver(batch(Ch, Cost, Terms), Link, Node)
     end;
 gather(Ch, Cost, Terms, _, Link, Node) ->
-    deliver({send, Ch, Cost, list_to_tuple(lists:reverse(Terms))}, Link, Node).
+    deliver(batch(Ch, Cost, Terms), Link, Node).
+
+-spec batch(pid(), non_neg_integer(), [term()]) -> tuple().
+batch(Ch, Cost, Terms) -> {send, Ch, Cost, list_to_tuple(lists:reverse(Terms))}.
 
 -spec deliver(tuple(), pid(), node()) -> no_return().
 deliver(Item, Link, Node) ->

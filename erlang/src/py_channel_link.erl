@@ -27,6 +27,7 @@
 -module(py_channel_link).
 
 -include_lib("kernel/include/logger.hrl").
+-include("py_channel.hrl").
 
 -export([new_table/0, start_link/1, ensure/1]).
 -export([new/4, handle/1, send/3, send/4, close/1, info/1, flush/2]).
@@ -41,8 +42,6 @@
 -define(WANTED, 3).                 % 1: somebody found too little
 -define(CLOSED, -(1 bsl 58)).
 -define(UNBOUNDED, (1 bsl 57)).
--define(MAX_BATCH, 1024).
--define(MAX_BATCH_BYTES, 49152).     % a batch and its headers stay below one fragment
 -define(LARGE, 65536).              % bytes; more go through a carrier
 -define(REMEMBERED, 1000).          % closed channels whose counts are kept
 
@@ -641,10 +640,20 @@ closed(Ch, Consumed, #link{channels = Channels, carriers = Carriers} = State) ->
             _ = [erlang:demonitor(Owner, [flush]) || Owner =/= none],
             _ = [Ref ! {Ref, {error, closed}} || {Ref, _, _} <- queue:to_list(Waiters)],
             Info = #{size => 0, max_size => Max, closed => true, consumed => Consumed},
-            remember(Ch, Info, State#link{channels = Left, carriers = maps:remove(Carrier, Carriers)});
+            State1 = State#link{channels = Left, carriers = maps:remove(Carrier, Carriers)},
+            remember(Ch, Info, answer_about(Ch, Info, State1));
         error ->
             State
     end.
+
+%% Questions about a channel that has ended may have ended with its carrier.
+-spec answer_about(pid(), map(), #link{}) -> #link{}.
+answer_about(Ch, Info, #link{asked = Asked} = State) ->
+    Left = maps:filter(fun(_, {Ref, {info, C}}) when C =:= Ch -> Ref ! {Ref, Info}, false;
+                          (_, {Ref, {flush, C}}) when C =:= Ch -> Ref ! {Ref, {error, closed}}, false;
+                          (_, _) -> true
+                       end, Asked),
+    State#link{asked = Left}.
 
 -spec remember(pid(), map(), #link{}) -> #link{}.
 remember(Ch, Info, #link{gone = Gone, gone_order = Order} = State) when map_size(Gone) < ?REMEMBERED ->

@@ -361,13 +361,7 @@ a_local_node_ends_with_its_beam(Config) ->
 %% --- Elixir -------------------------------------------------------------------------------------
 
 elixir_calls_python(Config) ->
-    case os:find_executable("elixir") of
-        false -> {skip, "there is no elixir"};
-        Elixir -> elixir_calls_python(Config, Elixir)
-    end.
-
-elixir_calls_python(Config, Elixir) ->
-    Context = #{epmd_port := Port, cookie := Cookie} = sw_e2e:context(Config),
+    Context = sw_e2e:context(Config),
     Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--none", "nil"]}),
     Code = "[name] = System.argv()\n"
            "node = String.to_atom(name)\n"
@@ -383,8 +377,6 @@ elixir_calls_python(Config, Elixir) ->
            "pid = Node.spawn(node, :time, :sleep, [0.1])\n"
            "ref = Process.monitor(pid)\n"
            "receive do {:DOWN, ^ref, :process, ^pid, :normal} -> IO.puts(\"all is well\") end\n",
-    {Status, Output, Errors} = sw_e2e:run(Elixir, ["--name", sw_e2e:unique("elixir") ++ "@127.0.0.1", "--cookie", Cookie,
-                                                   "-e", Code, "--", atom_to_list(Name)],
-                                          [{"ERL_EPMD_PORT", Port}, {"ERL_EPMD_ADDRESS", "127.0.0.1"}]),
+    {Status, Output, Errors} = sw_e2e:elixir(Context, [], Code, [atom_to_list(Name)]),
     ?assertEqual({0, <<"all is well\n">>}, {Status, Output}, Errors),
     ok = sw_e2e:stop_node(Node).

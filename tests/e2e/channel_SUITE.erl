@@ -587,7 +587,16 @@ a_carrier_that_is_killed_closes_its_channel(Config) ->
         ok = py_channel:send(Ch, binary:copy(<<"z">>, 70_000)),
         ?assertMatch(#{received := 1}, py_channel:info(Ch)),
         [Carrier] = carriers(),
+        % Questions that stand behind its messages end with it, and are answered all the same.
+        true = erlang:suspend_process(Carrier),
+        Asking = [spawn_monitor(fun() -> exit({answer, Ask()}) end)
+                  || Ask <- [fun() -> maps:get(closed, py_channel:info(Ch)) end,
+                             fun() -> py_channel:flush(Ch, infinity) end]],
+        ok = sw_e2e:eventually(fun() -> {message_queue_len, 2} =:= process_info(Carrier, message_queue_len) end),
         exit(Carrier, kill),
+        ?assertEqual([true, {error, closed}],
+                     [receive {'DOWN', M, process, P, {answer, Answer}} -> Answer after 5000 -> unanswered end
+                      || {P, M} <- Asking]),
         receive {'DOWN', Monitor, process, Ch, Reason} -> ?assertEqual(killed, Reason) after 5000 -> error(no_down) end,
         ?assertEqual({error, closed}, eventually_closed(Ch)),
         {ok, [_]} = call(collect, [Ch])

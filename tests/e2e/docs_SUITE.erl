@@ -74,13 +74,7 @@ the_erlang_of_the_channels_page_comes_to_what_it_says(Config) ->
     ok = sw_e2e:stop_node(Node).
 
 the_elixir_of_the_channels_page_comes_to_what_it_says(Config) ->
-    case os:find_executable("elixir") of
-        false -> {skip, "there is no elixir"};
-        Elixir -> elixir_of_the_channels_page(Config, Elixir)
-    end.
-
-elixir_of_the_channels_page(Config, Elixir) ->
-    Context = #{directory := Directory, cookie := Cookie} = sw_e2e:context(Config),
+    Context = #{directory := Directory} = sw_e2e:context(Config),
     ok = file:write_file(filename:join(Directory, "jobs.py"), blocks("docs/channels.md", "python")),
     Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
     Steps = lists:append([iex_steps(Lines) || Lines <- blocks("docs/channels.md", "elixir")]),
@@ -96,10 +90,9 @@ elixir_of_the_channels_page(Config, Elixir) ->
            "  bound\n"
            "end\n"
            "expressions |> Base.decode64!() |> :erlang.binary_to_term() |> Enum.reduce([], evaluate)\n",
-    Arguments = ["--name", sw_e2e:unique("elixir") ++ "@127.0.0.1", "--cookie", Cookie,
-                 "-pa", filename:dirname(code:which(py)),
-                 "-e", Code, "--", atom_to_list(Name), base64:encode_to_string(term_to_binary(Expressions))],
-    {Status, Output, Errors} = sw_e2e:run(Elixir, Arguments, sw_e2e:beam_environment(Context)),
+    {Status, Output, Errors} =
+        sw_e2e:elixir(Context, ["-pa", filename:dirname(code:which(py))], Code,
+                      [atom_to_list(Name), base64:encode_to_string(term_to_binary(Expressions))]),
     ?assertEqual(0, Status, {Output, Errors}),
     check(Steps, [base64:decode(Line) || <<"=", Line/binary>> <- binary:split(Output, <<"\n">>, [global])]),
     ok = sw_e2e:stop_node(Node).

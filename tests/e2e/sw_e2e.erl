@@ -16,7 +16,7 @@
          stats/2]).
 -export([start_program/3, run/3, os_pid/1, output/1, wait_line/2, wait_line/3, await_exit/1,
          await_exit/2, send_signal/2, kill/1, alive/1]).
--export([start_beam/1, start_beam/2, beam_environment/1, stop_beam/1, kill_beam/1, beam_os_pid/1, on/2, on/3]).
+-export([start_beam/1, start_beam/2, elixir/4, stop_beam/1, kill_beam/1, beam_os_pid/1, on/2, on/3]).
 -export([eventually/1, eventually/2, within/2, elapsed/1, tell_test/1, flush/0]).
 
 -define(COOKIE, "sidewinder_e2e").
@@ -325,6 +325,12 @@ start_beam(Context = #{directory := Directory, cookie := Cookie}, Options) ->
         env => beam_environment(Context) ++ maps:get(env, Options, [])
     }),
     #{peer => Peer, node => Node}.
+
+%% Runs a piece of Elixir in a node of its own: exit code, output, errors. `make test` installs Elixir.
+elixir(Context = #{cookie := Cookie}, Options, Code, Arguments) ->
+    run(os:find_executable("elixir"),
+        ["--name", unique("elixir") ++ "@127.0.0.1", "--cookie", Cookie] ++ Options ++ ["-e", Code, "--" | Arguments],
+        beam_environment(Context)).
 
 beam_environment(#{epmd_port := Port}) ->
     [{"ERL_EPMD_PORT", Port}, {"ERL_EPMD_ADDRESS", "127.0.0.1"}].

@@ -938,37 +938,33 @@ def channel_items(name: str, make: Callable[[RawPeer], list[Any]], *allowed: str
     frames(f"channel: {name}", lambda p, c: [items_frame(p, *make(p))], *(allowed or ANY))
 
 
-def word(text: str) -> Atom:
-    return Atom(text)
-
-
 channel_items("an integer", lambda p: [1])
 channel_items("an empty tuple", lambda p: [()])
-channel_items("an unknown word", lambda p: [(word("no_such"), p.pid())], IGNORED)
-channel_items("new without a bound", lambda p: [(word("new"), 1, word("terms"))])
-channel_items("new of an unknown kind", lambda p: [(word("new"), 1, word("odd"), 5)], REPLIED)
-channel_items("new with a negative bound", lambda p: [(word("new"), 1, word("terms"), -1)])
+channel_items("an unknown word", lambda p: [(Atom("no_such"), p.pid())], IGNORED)
+channel_items("new without a bound", lambda p: [(Atom("new"), 1, Atom("terms"))])
+channel_items("new of an unknown kind", lambda p: [(Atom("new"), 1, Atom("odd"), 5)], REPLIED)
+channel_items("new with a negative bound", lambda p: [(Atom("new"), 1, Atom("terms"), -1)])
 channel_items(
-    "new with a huge bound", lambda p: [(word("new"), 1, word("terms"), 1 << 63)], REPLIED
+    "new with a huge bound", lambda p: [(Atom("new"), 1, Atom("terms"), 1 << 63)], REPLIED
 )
 channel_items(
-    "new with a bound that is no word", lambda p: [(word("new"), 1, word("terms"), 1 << 80)]
+    "new with a bound that is no word", lambda p: [(Atom("new"), 1, Atom("terms"), 1 << 80)]
 )
-channel_items("attach to nothing", lambda p: [(word("attach"), 1, unknown_pid(p))], REPLIED)
-channel_items("attach to an earlier node's", lambda p: [(word("attach"), 1, old_pid(p))], REPLIED)
-channel_items("send to nothing", lambda p: [(word("send"), unknown_pid(p), 5, (1, 2))], IGNORED)
-channel_items("send of no tuple", lambda p: [(word("send"), unknown_pid(p), 5, [1, 2])])
-channel_items("send of a negative cost", lambda p: [(word("send"), unknown_pid(p), -5, (1,))])
+channel_items("attach to nothing", lambda p: [(Atom("attach"), 1, unknown_pid(p))], REPLIED)
+channel_items("attach to an earlier node's", lambda p: [(Atom("attach"), 1, old_pid(p))], REPLIED)
+channel_items("send to nothing", lambda p: [(Atom("send"), unknown_pid(p), 5, (1, 2))], IGNORED)
+channel_items("send of no tuple", lambda p: [(Atom("send"), unknown_pid(p), 5, [1, 2])])
+channel_items("send of a negative cost", lambda p: [(Atom("send"), unknown_pid(p), -5, (1,))])
 channel_items(
-    "recv from nothing", lambda p: [(word("recv"), unknown_pid(p), p.ref(), 1 << 60)], REPLIED
+    "recv from nothing", lambda p: [(Atom("recv"), unknown_pid(p), p.ref(), 1 << 60)], REPLIED
 )
-channel_items("unrecv of nothing", lambda p: [(word("unrecv"), unknown_pid(p), 5)], REPLIED)
-channel_items("flush of nothing", lambda p: [(word("flush"), 1 << 62, unknown_pid(p))], REPLIED)
+channel_items("unrecv of nothing", lambda p: [(Atom("unrecv"), unknown_pid(p), 5)], REPLIED)
+channel_items("flush of nothing", lambda p: [(Atom("flush"), 1 << 62, unknown_pid(p))], REPLIED)
 channel_items(
-    "returned by nobody", lambda p: [(word("returned"), unknown_pid(p), 1 << 62)], IGNORED
+    "returned by nobody", lambda p: [(Atom("returned"), unknown_pid(p), 1 << 62)], IGNORED
 )
 channel_items(
-    "10,000 at once", lambda p: [(word("info"), n, unknown_pid(p)) for n in range(10_000)]
+    "10,000 at once", lambda p: [(Atom("info"), n, unknown_pid(p)) for n in range(10_000)]
 )
 frames(
     "channel: items that are no list",
@@ -981,6 +977,16 @@ frames(
     CLOSED,
 )
 frames(
+    "channel: a new one from somebody of another node",
+    lambda p, c: [
+        p.frame_of(
+            (REG_SEND, stranger(p), EMPTY, Atom("py")),
+            (Atom("$py_channel"), [(Atom("new"), 1, Atom("terms"), 5)] * 3),
+        )
+    ],
+    CLOSED,
+)
+frames(
     "channel: items for what is no pid",
     lambda p, c: [items_frame(p, whole=(Atom("$py_channel"), 5, []))],
     CLOSED,
@@ -989,7 +995,7 @@ frames(
 
 def new_channel(peer: RawPeer, bound: int) -> Any:
     """The pid of a channel the node made for this peer."""
-    peer.send_frame(items_frame(peer, (word("new"), 1, word("terms"), bound)))
+    peer.send_frame(items_frame(peer, (Atom("new"), 1, Atom("terms"), bound)))
     while True:
         message = peer.receive(PATIENCE)
         if message.control[0] in NO_ANSWERS:
@@ -1011,40 +1017,40 @@ def in_a_channel(
 in_a_channel(
     "credit that was never given is spent",
     lambda p, ch: [
-        items_frame(p, (word("send"), ch, 100_010, (b"x" * 100_000,))) for _ in range(30)
+        items_frame(p, (Atom("send"), ch, 100_010, (b"x" * 100_000,))) for _ in range(30)
     ],
     REPLIED,
 )
 in_a_channel(
     "messages that cost nothing",
-    lambda p, ch: [items_frame(p, (word("send"), ch, 1, (b"x" * 100_000,)))],
+    lambda p, ch: [items_frame(p, (Atom("send"), ch, 1, (b"x" * 100_000,)))],
     CLOSED,
 )
 in_a_channel(
     "a message that costs more than there are numbers",
-    lambda p, ch: [items_frame(p, (word("send"), ch, 1 << 63, (b"x",)))],
+    lambda p, ch: [items_frame(p, (Atom("send"), ch, 1 << 63, (b"x",)))],
     REPLIED,
 )
 in_a_channel(
     "messages that are no terms",
-    lambda p, ch: [items_frame(p, (word("send"), ch, 5, Raw(b"h\1\xff")))],
+    lambda p, ch: [items_frame(p, (Atom("send"), ch, 5, Raw(b"h\1\xff")))],
 )
 in_a_channel(
     "a message nested too deep",
-    lambda p, ch: [items_frame(p, (word("send"), ch, 700_000, (nested(100_000),)))],
+    lambda p, ch: [items_frame(p, (Atom("send"), ch, 700_000, (nested(100_000),)))],
     IGNORED,
     REPLIED,
 )
 in_a_channel(
     "more is given back than was had",
-    lambda p, ch: [items_frame(p, *[(word("returned"), ch, 1 << 62)] * 100)],
+    lambda p, ch: [items_frame(p, *[(Atom("returned"), ch, 1 << 62)] * 100)],
     IGNORED,
     REPLIED,
 )
 in_a_channel(
     "300,000 receivers that ask",
     lambda p, ch: [
-        items_frame(p, *((word("recv"), ch, [Atom("alias"), n], 1) for n in range(at, at + 3000)))
+        items_frame(p, *((Atom("recv"), ch, [Atom("alias"), n], 1) for n in range(at, at + 3000)))
         for at in range(0, 300_000, 3000)
     ],
     weight=1,
@@ -1060,7 +1066,7 @@ in_a_channel(
 def channels_then_gone(target: Target, _: random.Random) -> Outcome:
     with linked(target) as peer:
         for _unused in range(50):
-            peer.send_frame(items_frame(peer, *[(word("new"), 1, word("terms"), 0)] * 100))
+            peer.send_frame(items_frame(peer, *[(Atom("new"), 1, Atom("terms"), 0)] * 100))
         peer.abort()
     return still_serves(target)
 
