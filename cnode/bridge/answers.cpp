@@ -97,6 +97,7 @@ Reply::Reply(const Call& call, Answers& answers)
     case Call::Kind::kCast:
     case Call::Kind::kErpcCast:
     case Call::Kind::kFreeNamespace:
+    case Call::Kind::kJob:
       wanted_ = false;
   }
   mark_ = message_.bytes.size();

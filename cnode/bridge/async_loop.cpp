@@ -69,7 +69,7 @@ void AsyncLoop::drop(Item& item) {
 
 void AsyncLoop::start_task(const CallPtr& call, py::Ref coroutine) {
   ++tasks_;
-  if (std::this_thread::get_id() == thread_.get_id()) return begin(call, std::move(coroutine));
+  if (is_loop_thread()) return begin(call, std::move(coroutine));
   push({Item::What::kStart, call, coroutine.release(), {}});
 }
 
@@ -214,7 +214,7 @@ void AsyncLoop::begin(const CallPtr& call, py::Ref coroutine) {
       PyErr_SetNone(PyObject_GetAttrString(py::import("asyncio").get(), "CancelledError"));
       py::throw_fetched();
     }
-    py::Ref task = py::check(PyObject_CallOneArg(create_task_.get(), coroutine.get()));
+    py::Ref task = make_task(*call, coroutine);
     auto* pending = new Pending{this, call};
     PyObject* raw = PyCapsule_New(pending, kCallCapsule, &free_pending);
     if (raw == nullptr) {
@@ -230,6 +230,21 @@ void AsyncLoop::begin(const CallPtr& call, py::Ref coroutine) {
     hooks_.finish(*call, nullptr, error.exception());
     flush_soon();
   }
+}
+
+// Its context says for whom it works.
+py::Ref AsyncLoop::make_task(const Call& call, const py::Ref& coroutine) {
+  const py::Ref served = hooks_.served ? hooks_.served(call) : py::Ref();
+  if (!served) return py::check(PyObject_CallOneArg(create_task_.get(), coroutine.get()));
+  const py::Ref before = py::check(PyContextVar_Set(hooks_.served_variable, served.get()));
+  py::Ref task = py::Ref::steal(PyObject_CallOneArg(create_task_.get(), coroutine.get()));
+  if (!task) {
+    const py::Error error = py::Error::fetch();
+    if (PyContextVar_Reset(hooks_.served_variable, before.get()) < 0) PyErr_Clear();
+    throw error;
+  }
+  py::check_status(PyContextVar_Reset(hooks_.served_variable, before.get()));
+  return task;
 }
 
 void AsyncLoop::task_done(Call& call, PyObject* task) {

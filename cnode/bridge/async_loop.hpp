@@ -26,6 +26,9 @@ class AsyncLoop {
     std::function<void(const Call&, PyObject* value, PyObject* exception)> finish;  // under the GIL
     std::function<void()> look_for_async;                                           // under the GIL
     std::function<void()> flush;  // without the GIL
+    // Under the GIL: for whom the call's coroutine works, and the context variable that says so.
+    std::function<py::Ref(const Call&)> served;
+    PyObject* served_variable = nullptr;
   };
 
   explicit AsyncLoop(Hooks hooks) : hooks_(std::move(hooks)) {}
@@ -44,6 +47,7 @@ class AsyncLoop {
 
   std::size_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
   PyObject* loop() const { return loop_; }  // borrowed; under the GIL
+  bool is_loop_thread() const { return std::this_thread::get_id() == thread_.get_id(); }
 
  private:
   struct Item {
@@ -60,6 +64,7 @@ class AsyncLoop {
   void end_tasks(PyObject* asyncio);
   void drain();
   void begin(const CallPtr& call, py::Ref coroutine);
+  py::Ref make_task(const Call& call, const py::Ref& coroutine);
   void task_done(Call& call, PyObject* task);
   void flush_soon();
 

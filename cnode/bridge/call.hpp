@@ -35,6 +35,7 @@ struct Call {
     kErpc,       // erpc:execute_call: the answer is the exit reason
     kErpcCast,
     kFreeNamespace,  // its process ended
+    kJob,            // a Python callable of the node's own
   };
 
   Kind kind = Kind::kRequest;
@@ -53,6 +54,9 @@ struct Call {
   etf::Bytes result_tag;  // kErpc: Res
   dist::RefKey key;       // under which the Router knows it
   std::string caller;     // kFreeNamespace: the pid
+
+  void* job = nullptr;       // kJob, owned, under the GIL: PyObject*
+  void* job_done = nullptr;  // likewise: called on the loop thread with (value, exception)
 
   std::atomic<bool> cancelled{false};
   mutable std::atomic<bool> done{false};  // answered, or nobody to answer

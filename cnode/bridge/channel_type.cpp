@@ -1,13 +1,13 @@
 #include "cnode/bridge/channel_type.hpp"
 
 #include <chrono>
-#include <condition_variable>
 #include <cstring>
 #include <optional>
 
 #include "cnode/base/log.hpp"
 #include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/runtime.hpp"
+#include "cnode/bridge/waiting.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/gil.hpp"
 
@@ -20,92 +20,6 @@ constexpr std::size_t kDecodedAtOnce = 256;  // messages under one hold of the G
 constexpr std::size_t kLargeBody = 64 * 1024;
 
 PyObject* g_nothing = nullptr;  // what _take() returns when there is nothing
-
-// --- waiting in a thread
-// -----------------------------------------------------------------------------------------
-
-class ThreadWaiter final : public mailbox::Waiter {
- public:
-  enum class Woken { kWoken, kTimeout, kInterrupted };
-
-  void wake() override {
-    const std::lock_guard lock(mutex_);
-    woken_ = true;
-    changed_.notify_all();
-  }
-  void interrupt() {
-    const std::lock_guard lock(mutex_);
-    interrupted_ = true;
-    changed_.notify_all();
-  }
-  Woken wait(std::optional<Clock::time_point> until) {
-    std::unique_lock lock(mutex_);
-    const auto done = [&] { return woken_ || interrupted_; };
-    if (!until)
-      changed_.wait(lock, done);
-    else if (!changed_.wait_until(lock, *until, done))
-      return Woken::kTimeout;
-    if (std::exchange(woken_, false)) return Woken::kWoken;
-    interrupted_ = false;
-    return Woken::kInterrupted;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool woken_ = false;
-  bool interrupted_ = false;
-};
-
-// Who waits in which thread, for interrupt_waiting().
-std::mutex g_waiting_mutex;
-std::unordered_map<unsigned long, std::weak_ptr<ThreadWaiter>> g_waiting;
-
-class WaitingHere {
- public:
-  explicit WaitingHere(const std::shared_ptr<ThreadWaiter>& waiter)
-      : thread_(PyThread_get_thread_ident()) {
-    const std::lock_guard lock(g_waiting_mutex);
-    g_waiting[thread_] = waiter;
-  }
-  ~WaitingHere() {
-    const std::lock_guard lock(g_waiting_mutex);
-    g_waiting.erase(thread_);
-  }
-  WaitingHere(const WaitingHere&) = delete;
-  WaitingHere& operator=(const WaitingHere&) = delete;
-
- private:
-  const unsigned long thread_;
-};
-
-// --- waiting in a coroutine
-// ----------------------------------------------------------------------------------------
-
-// Calls a Python callable on the node's loop thread, which wakes the coroutine on whatever loop it
-// is.
-class TaskWaiter final : public mailbox::Waiter, public std::enable_shared_from_this<TaskWaiter> {
- public:
-  TaskWaiter(AsyncLoop& loop, PyObject* wake) : loop_(loop), wake_(wake) { Py_INCREF(wake); }
-
-  void wake() override {
-    loop_.post([self = shared_from_this()] { self->call(); });
-  }
-  // Under the GIL, when nobody waits any more.
-  void release() { Py_CLEAR(wake_); }
-
- private:
-  void call() {
-    if (wake_ == nullptr) return;
-    const py::Ref wake = py::Ref::borrow(wake_);
-    const py::Ref ignored = py::Ref::steal(PyObject_CallNoArgs(wake.get()));
-    // Its loop was closed while it waited: whoever comes next finds the message.
-    if (!ignored) PyErr_Clear();
-  }
-
-  AsyncLoop& loop_;
-  PyObject* wake_;  // under the GIL
-};
 
 // --- the types
 // -----------------------------------------------------------------------------------------------------
@@ -258,27 +172,6 @@ py::Ref take_turn(ChannelObject& self, const mailbox::WaiterPtr& waiter) {
     ~Leave() { channel.in().leave(waiter); }
   } leave{*self.channel, waiter};
   return take(self, self.channel->in().granted(waiter));
-}
-
-// Has the interpreter raise what was set in this thread from outside.
-void raise_pending() {
-  static PyObject* pulse = nullptr;
-  if (pulse == nullptr) {
-    py::Ref scope = py::check(PyDict_New());
-    pulse =
-        py::check(PyRun_String("lambda: None", Py_eval_input, scope.get(), scope.get())).release();
-  }
-  py::check(PyObject_CallNoArgs(pulse));
-}
-
-std::optional<Clock::time_point> deadline_argument(PyObject* timeout) {
-  if (timeout == nullptr || timeout == Py_None) return std::nullopt;
-  const double seconds = PyFloat_AsDouble(timeout);
-  if (seconds == -1.0 && PyErr_Occurred() != nullptr) py::throw_fetched();
-  if (!(seconds >= 0)) py::raise(PyExc_ValueError, "a timeout is 0 or more");
-  if (seconds > 1e9) return std::nullopt;
-  return Clock::now() +
-         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 enum class Ended { kClosed, kTimeout };
@@ -638,16 +531,6 @@ PyType_Spec turn_spec = {"erlang._native.Turn", sizeof(TurnObject), 0,
 
 DecodedValues::~DecodedValues() {
   while (!values.empty()) Py_DECREF(values.pop().object);
-}
-
-void interrupt_waiting(unsigned long thread) {
-  std::shared_ptr<ThreadWaiter> waiter;
-  {
-    const std::lock_guard lock(g_waiting_mutex);
-    if (auto found = g_waiting.find(thread); found != g_waiting.end())
-      waiter = found->second.lock();
-  }
-  if (waiter) waiter->interrupt();
 }
 
 int add_channel_type(PyObject* module) {

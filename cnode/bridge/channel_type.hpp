@@ -34,8 +34,4 @@ class DecodedValues {
 // Adds the type `Channel` to the module. -1 with an exception set when it fails.
 int add_channel_type(PyObject* module);
 
-// Ends the wait of whoever waits in this thread, so that an exception set in it is raised. Any
-// thread.
-void interrupt_waiting(unsigned long thread);
-
 }  // namespace bridge

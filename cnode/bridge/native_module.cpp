@@ -2,6 +2,7 @@
 
 #include "cnode/base/log.hpp"
 #include "cnode/bridge/channel_type.hpp"
+#include "cnode/bridge/native_asking.hpp"
 #include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/runtime.hpp"
 #include "cnode/py/error.hpp"
@@ -154,6 +155,12 @@ PyObject* reply(PyObject*, PyObject* arguments) {
     Runtime& runtime = running();
     const etf::Pid pid = pid_argument(runtime, to);
     if (pid.node == runtime.node().name()) {
+      etf::Buffer answer;
+      etf::Writer answer_out(answer);
+      answer_out.tuple(2);
+      runtime.codec().encode(tag, answer_out, "tag");
+      runtime.codec().encode(term, answer_out, "reply");
+      if (runtime.asker().on_reply(0, answer.bytes())) return none();
       py::Ref pair = py::check(PyTuple_Pack(2, tag, term));
       Destination local;
       local.pid = pid;
@@ -400,8 +407,12 @@ PyObject* stats(PyObject*, PyObject*) {
     Runtime& runtime = running();
     const auto& counters = runtime.node().counters();
     return py::check(Py_BuildValue(
-        "{s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:n,s:n,s:K,s:K,s:K,s:K}", "workers",
-        static_cast<Py_ssize_t>(runtime.pool().workers()), "busy",
+        "{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:K,s:K,s:K,s:n,s:n,s:K,s:K,s:K,s:K}", "workers",
+        static_cast<Py_ssize_t>(runtime.pool().workers()), "worker_threads",
+        static_cast<Py_ssize_t>(runtime.pool().threads()), "blocked",
+        static_cast<Py_ssize_t>(runtime.pool().blocked()), "asking",
+        static_cast<Py_ssize_t>(runtime.asker().open()), "asking_threads",
+        static_cast<Py_ssize_t>(runtime.asker().threads()), "busy",
         static_cast<Py_ssize_t>(runtime.pool().busy()), "waiting",
         static_cast<Py_ssize_t>(runtime.pool().waiting()), "tasks",
         static_cast<Py_ssize_t>(runtime.loop().tasks()), "completed",
@@ -459,6 +470,7 @@ PyMethodDef methods[] = {
 int fill(PyObject* module) {
   if (term::add_to_module(module) < 0) return -1;
   if (add_channel_type(module) < 0) return -1;
+  if (add_asking(module) < 0) return -1;
   return PyModule_AddFunctions(module, methods);
 }
 

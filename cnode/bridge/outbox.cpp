@@ -14,58 +14,61 @@ constexpr std::size_t kFlushMessages = 32;
 
 Outbox::Added Outbox::add(dist::Message message) {
   const std::lock_guard lock(mutex_);
-  if (batch_count_ > 0 && message.lane == batch_.lane)
-    close_batch();  // same receiver: keep the order
+  // Same receiver: keep the order.
+  if (replies_.count > 0 && message.lane == replies_.message.lane) close(replies_);
+  if (calls_.count > 0 && message.lane == calls_.message.lane) close(calls_);
   bytes_ += message.size();
   messages_.push_back(std::move(message));
   return messages_.size() >= kFlushMessages || bytes_ >= kFlushBytes ? Added::kFlushNow
                                                                      : Added::kMore;
 }
 
-Outbox::Added Outbox::add_reply(const etf::PidView& to, etf::Bytes reply) {
+Outbox::Added Outbox::add_item(Batch& batch, std::string_view label, const etf::PidView& to,
+                               etf::Bytes item) {
   const std::lock_guard lock(mutex_);
   const std::string_view raw(reinterpret_cast<const char*>(to.raw.data()), to.raw.size());
-  const bool alone = reply.size() > dist::kFragmentSize / 2;
-  if (batch_count_ > 0 && (alone || batch_to_ != raw)) close_batch();
-  if (batch_count_ == 0) {
-    batch_ = dist::Message(alone ? reply.size() + 256 : 1024);
-    etf::Writer out(batch_.bytes);
+  const bool alone = item.size() > dist::kFragmentSize / 2;
+  if (batch.count > 0 && (alone || batch.to != raw)) close(batch);
+  if (batch.count == 0) {
+    batch.message = dist::Message(alone ? item.size() + 256 : 1024);
+    etf::Writer out(batch.message.bytes);
     if (link_->has(dist::kSendSender)) {
       dist::append_send_sender(out, {our_pid_.data(), our_pid_.size()}, to.raw);
     } else {
       dist::append_send(out, to.raw);
     }
-    batch_.end_control();
-    batch_.lane = dist::lane_of(to);
-    out.tuple(2).atom("$py_replies").list(1);
-    batch_count_at_ = batch_.bytes.size() - 4;
-    batch_to_ = raw;
+    batch.message.end_control();
+    batch.message.lane = dist::lane_of(to);
+    out.tuple(2).atom(label).list(1);
+    batch.count_at = batch.message.bytes.size() - 4;
+    batch.to = raw;
   }
-  batch_.bytes.append(reply);
-  ++batch_count_;
+  batch.message.bytes.append(item);
+  ++batch.count;
   if (alone) {
-    // Replies carry their id, so their order does not matter: a lane of its own keeps others from
+    // Items carry their id, so their order does not matter: a lane of its own keeps others from
     // waiting.
-    batch_.lane = next_lane_ += 2;
-    close_batch();
+    batch.message.lane = next_lane_ += 2;
+    close(batch);
     return Added::kFlushNow;
   }
-  return batch_count_ >= kFlushReplies || batch_.size() >= kFlushBytes / 2 ? Added::kFlushNow
-                                                                           : Added::kMore;
+  return batch.count >= kFlushReplies || batch.message.size() >= kFlushBytes / 2 ? Added::kFlushNow
+                                                                                 : Added::kMore;
 }
 
-void Outbox::close_batch() {
-  etf::write_u32(batch_.bytes.data() + batch_count_at_, batch_count_);
-  etf::Writer(batch_.bytes).nil();
-  bytes_ += batch_.size();
-  messages_.push_back(std::move(batch_));
-  batch_count_ = 0;
+void Outbox::close(Batch& batch) {
+  etf::write_u32(batch.message.bytes.data() + batch.count_at, batch.count);
+  etf::Writer(batch.message.bytes).nil();
+  bytes_ += batch.message.size();
+  messages_.push_back(std::move(batch.message));
+  batch.count = 0;
 }
 
 void Outbox::flush() {
   const std::lock_guard lock(
       mutex_);  // held while sending: two flushes must not swap what they took
-  if (batch_count_ > 0) close_batch();
+  if (replies_.count > 0) close(replies_);
+  if (calls_.count > 0) close(calls_);
   bytes_ = 0;
   if (messages_.empty()) return;
   link_->send_all(messages_);

@@ -1,6 +1,8 @@
 // Outbox: answers on their way to one link, gathered so that many leave in one write.
 //
-//   workers, loop ── add ──▶ [ frames | open batch for py_link ] ── flush ──▶ Link::send_all
+//   workers, loop ── add ──▶ [ frames | open batches ] ── flush ──▶ Link::send_all
+//
+// Two batches may be open: answers for a py_link, and calls for a py_callback_link.
 //
 // Whoever adds flushes when it runs out of work or the outbox is well filled; a sentinel on the
 // reactor flushes what somebody busy has left lying. So an idle node answers at once, and a busy
@@ -11,6 +13,8 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "cnode/dist/link.hpp"
@@ -30,8 +34,14 @@ class Outbox {
   // A whole message, ready to go. Any thread.
   Added add(dist::Message message);
   // One {Id, Result} for the py_link process `to`. Any thread. Large ones leave on their own, so
-  // that they hold up nobody else's answer.
-  Added add_reply(const etf::PidView& to, etf::Bytes reply);
+  // that they hold up nobody else's.
+  Added add_reply(const etf::PidView& to, etf::Bytes reply) {
+    return add_item(replies_, "$py_replies", to, reply);
+  }
+  // One item for the py_callback_link process `to`; likewise.
+  Added add_call(const etf::PidView& to, etf::Bytes item) {
+    return add_item(calls_, "$py_calls", to, item);
+  }
   void flush();
   // True for the one who finds it unlisted, and lists it for flushing.
   bool list() { return !listed_.exchange(true, std::memory_order_acq_rel); }
@@ -40,7 +50,16 @@ class Outbox {
   const dist::LinkPtr& link() const { return link_; }
 
  private:
-  void close_batch();
+  // Its control tuple, {Label, and a list whose length is filled in at the end.
+  struct Batch {
+    dist::Message message;
+    std::string to;
+    std::size_t count_at = 0;
+    std::uint32_t count = 0;
+  };
+
+  Added add_item(Batch& batch, std::string_view label, const etf::PidView& to, etf::Bytes item);
+  void close(Batch& batch);
 
   const dist::LinkPtr link_;
   std::atomic<bool> listed_{false};
@@ -48,12 +67,7 @@ class Outbox {
   std::mutex mutex_;
   std::vector<dist::Message> messages_;
   std::size_t bytes_ = 0;
-  // The open batch: its control tuple, {'$py_replies', and a list whose length is filled in at the
-  // end.
-  dist::Message batch_;
-  std::string batch_to_;
-  std::size_t batch_count_at_ = 0;
-  std::uint32_t batch_count_ = 0;
+  Batch replies_, calls_;
   std::uint64_t next_lane_ = 2;
 };
 

@@ -1,6 +1,7 @@
 #include "cnode/bridge/router.hpp"
 
 #include "cnode/base/log.hpp"
+#include "cnode/bridge/asker.hpp"
 #include "cnode/bridge/channels.hpp"
 #include "cnode/bridge/processes.hpp"
 
@@ -63,11 +64,12 @@ dist::RefKey batch_key(std::uint64_t link, const etf::PidView& from, std::uint64
 }  // namespace
 
 Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels,
-               AllowList allow, Hooks hooks)
+               Asker& asker, AllowList allow, Hooks hooks)
     : pool_(pool),
       answers_(answers),
       processes_(processes),
       channels_(channels),
+      asker_(asker),
       allow_(std::move(allow)),
       hooks_(std::move(hooks)) {}
 
@@ -75,6 +77,7 @@ void Router::attach(dist::Node& node) {
   node_ = &node;
   py_ = node.create_process(std::string(kServer), true).id;
   channels_.attach(node);
+  asker_.attach(node);
 }
 
 void Router::drain() {
@@ -84,6 +87,8 @@ void Router::drain() {
 
 void Router::on_link_up(const dist::LinkPtr& link) {
   answers_.link_up(link, dist::view(node_->processes().find(py_)->pid));
+  asker_.link_up(link);
+  tell_watchers("nodeup", link->peer().name);
 }
 
 void Router::on_link_down(dist::Link& link) {
@@ -95,7 +100,23 @@ void Router::on_link_down(dist::Link& link) {
   });
   for (const auto& call : lost) cancel(call);
   channels_.on_link_down(link.id());
+  asker_.link_down(link);
   answers_.link_down(link.id());
+  tell_watchers("nodedown", link.peer().name);
+}
+
+void Router::watch_nodes(dist::ProcessId process, bool on) {
+  std::erase(node_watchers_, process);
+  if (on) node_watchers_.push_back(process);
+}
+
+void Router::tell_watchers(std::string_view what, const std::string& node) {
+  std::erase_if(node_watchers_, [&](dist::ProcessId id) { return !processes_.find(id); });
+  for (const dist::ProcessId id : node_watchers_) {
+    etf::Buffer message;
+    etf::Writer(message).tuple(2).atom(what).atom(node);
+    processes_.deliver(id, message.bytes());
+  }
 }
 
 // --- messages
@@ -104,6 +125,10 @@ void Router::on_link_down(dist::Link& link) {
 void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView* from,
                         dist::Incoming message) {
   if (to.id != py_) {
+    if (asker_.owns(to.id)) {
+      asker_.on_reply(link.id(), message.bytes);
+      return;
+    }
     if (channels_.on_message(to.id, message)) return;
     if (processes_.deliver(to.id, message.bytes)) return;
     spdlog::warn("{}: the mailbox of process {} is full; dropped a message", link.peer().name,
@@ -125,9 +150,55 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
     if (*label == "$py_channel" && (*arity == 2 || *arity == 3) && from != nullptr)
       return on_channels(link, *from, message);
     if (*label == "$gen_call" && *arity == 3) return on_request(link, message);
+    if (*label == "$py_results" && *arity == 2) return on_results(link, message);
+    if (*label == "$py_callback" && *arity == 2) {
+      if (!asker_.on_coordinator(link, message.bytes))
+        spdlog::warn("{}: its py_callback says what cannot be understood", link.peer().name);
+      return;
+    }
+    if (*label == "io_request" && *arity == 4) return on_io_request(link, message.bytes);
     if (*label == "$gen_cast" && *arity == 2) return on_cast(link, message);
   }
+  if (asker_.on_reply(link.id(), message.bytes)) return;
   spdlog::debug("{}: ignored a message to py that is neither call nor cast", link.peer().name);
+}
+
+void Router::on_results(dist::Link& link, dist::Incoming message) {
+  etf::Bytes bytes;
+  const Payload payload = keep(message, bytes);
+  if (asker_.on_results(link, payload, bytes)) return;
+  spdlog::warn("{}: results that cannot be understood; closing the link", link.peer().name);
+  link.close("results that cannot be understood");
+}
+
+// {io_request, From, ReplyAs, Request}: a function that erlang.erpc runs has `py` for its group
+// leader. What it writes is taken and not shown; a request for anything else is refused, so that
+// nobody waits for ever.
+void Router::on_io_request(dist::Link& link, etf::Bytes message) {
+  etf::Reader in(message);
+  if (auto arity = in.tuple(); !arity) return;
+  if (auto label = in.atom(); !label) return;
+  auto from = in.pid();
+  if (!from || from->node.utf8() != link.peer().name) return;
+  auto reply_as = in.term();
+  if (!reply_as) return;
+  auto arity = in.tuple();
+  auto verb = in.atom();
+  const bool writes = arity && verb && *verb == "put_chars";
+  dist::Message reply;
+  etf::Writer out(reply.bytes);
+  if (link.has(dist::kSendSender))
+    dist::append_send_sender(out, answers_.py_pid(), from->raw);
+  else
+    dist::append_send(out, from->raw);
+  reply.end_control();
+  reply.lane = dist::lane_of(*from);
+  out.tuple(3).atom("io_reply").raw(*reply_as);
+  if (writes)
+    out.atom("ok");
+  else
+    out.tuple(2).atom("error").atom("enotsup");
+  link.send(std::move(reply));
 }
 
 void Router::on_request(dist::Link& link, dist::Incoming message) {
@@ -348,7 +419,8 @@ void Router::on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes
   answers_.flush();
 }
 
-void Router::on_alias_message(dist::Link& link, const etf::RefView&, etf::Bytes) {
+void Router::on_alias_message(dist::Link& link, const etf::RefView&, etf::Bytes message) {
+  if (asker_.on_reply(link.id(), message)) return;
   spdlog::debug("{}: a message to an alias nobody holds", link.peer().name);
 }
 
@@ -511,9 +583,10 @@ void Router::on_exit(dist::Process& process, etf::Bytes from, etf::Bytes reason,
   node_->exit_process(process.id, why);
 }
 
-void Router::on_down(dist::Process& owner, const dist::RefKey&, const dist::Monitor& monitor,
+void Router::on_down(dist::Process& owner, const dist::RefKey& ref, const dist::Monitor& monitor,
                      etf::Bytes reason) {
   if (owner.id == py_) {
+    if (asker_.on_down(monitor.link, ref, reason)) return;
     // A caller with a namespace ended.
     auto call = std::make_shared<Call>();
     call->kind = Call::Kind::kFreeNamespace;
@@ -534,6 +607,15 @@ void Router::on_down(dist::Process& owner, const dist::RefKey&, const dist::Moni
   }
   out.raw(reason);
   processes_.deliver(python, std::move(message));
+}
+
+void Router::on_own_down(dist::Link& link, dist::Process& owner, const dist::RefKey& ref,
+                         etf::Bytes reason) {
+  if (owner.id == py_) asker_.on_down(link.id(), ref, reason);
+}
+
+void Router::on_spawn_refused(dist::Link& link, const dist::RefKey& ref, std::string_view reason) {
+  asker_.on_spawn_refused(link.id(), ref, reason);
 }
 
 void Router::watch_caller(const std::string& pid) {

@@ -19,6 +19,7 @@
 
 namespace bridge {
 
+class Asker;
 class Channels;
 class Processes;
 
@@ -28,7 +29,7 @@ class Router final : public dist::NodeDelegate {
     std::function<void(const CallPtr&)> cancel_task;  // tells the loop thread
   };
 
-  Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels,
+  Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels, Asker& asker,
          AllowList allow, Hooks hooks);
 
   // After the node exists: makes the process `py`.
@@ -39,6 +40,8 @@ class Router final : public dist::NodeDelegate {
   std::size_t in_flight();
   // Watches the process with this encoded pid; its namespace is freed when it ends.
   void watch_caller(const std::string& pid);
+  // Whether a Python process hears {nodeup, Node} and {nodedown, Node}.
+  void watch_nodes(dist::ProcessId process, bool on);
 
   // dist::NodeDelegate
   void on_link_up(const dist::LinkPtr& link) override;
@@ -55,12 +58,19 @@ class Router final : public dist::NodeDelegate {
                dist::ExitKind kind) override;
   void on_down(dist::Process& owner, const dist::RefKey& ref, const dist::Monitor& monitor,
                etf::Bytes reason) override;
+  void on_own_down(dist::Link& link, dist::Process& owner, const dist::RefKey& ref,
+                   etf::Bytes reason) override;
+  void on_spawn_refused(dist::Link& link, const dist::RefKey& ref,
+                        std::string_view reason) override;
 
  private:
   void on_request(dist::Link& link, dist::Incoming message);
   void on_cast(dist::Link& link, dist::Incoming message);
   void on_channels(dist::Link& link, const etf::PidView& from, dist::Incoming message);
   void on_batch(dist::Link& link, const etf::PidView& from, dist::Incoming message);
+  void on_results(dist::Link& link, dist::Incoming message);
+  void on_io_request(dist::Link& link, etf::Bytes message);
+  void tell_watchers(std::string_view what, const std::string& node);
   void refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item,
                    const std::string& why);
   void submit(CallPtr call);
@@ -73,6 +83,7 @@ class Router final : public dist::NodeDelegate {
   Answers& answers_;
   Processes& processes_;
   Channels& channels_;
+  Asker& asker_;
   const AllowList allow_;
   const Hooks hooks_;
   dist::Node* node_ = nullptr;
@@ -83,6 +94,7 @@ class Router final : public dist::NodeDelegate {
   std::unordered_map<dist::RefKey, CallPtr, dist::KeyHash> in_flight_;
   std::size_t sweep_at_ = 512;
   std::unordered_map<dist::ProcessId, CallPtr> by_process_;
+  std::vector<dist::ProcessId> node_watchers_;
   std::size_t processes_sweep_at_ = 256;
 };
 

@@ -3,7 +3,8 @@
 #include <unistd.h>
 
 #include "cnode/base/log.hpp"
-#include "cnode/bridge/channel_type.hpp"
+#include "cnode/bridge/native_asking.hpp"
+#include "cnode/bridge/waiting.hpp"
 #include "cnode/py/gil.hpp"
 
 namespace bridge {
@@ -51,10 +52,17 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
     }
   };
   loop_hooks.flush = [this] { answers_->flush(); };
+  loop_hooks.served = [this](const Call& call) { return served_by(*this, call); };
+  // The module's, which may be another copy of this code than ours.
+  served_variable_ = py::attribute(native_.get(), "SERVED");
+  loop_hooks.served_variable = served_variable_.get();
   loop_ = std::make_unique<AsyncLoop>(std::move(loop_hooks));
 
   WorkerPool::Hooks pool_hooks;
-  pool_hooks.run = [this](const CallPtr& call) { invoker_->run(call); };
+  pool_hooks.run = [this](const CallPtr& call) {
+    if (call->kind == Call::Kind::kJob) return run_job(call);
+    invoker_->run(call);
+  };
   pool_hooks.flush = [this] { answers_->flush(); };
   pool_hooks.has_unflushed = [this] { return answers_->dirty(); };
   pool_hooks.look_for_async = [this] { loop_->look_for_async(); };
@@ -85,9 +93,16 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   processes_ = std::make_unique<Processes>(std::move(process_hooks));
 
   channels_ = std::make_unique<Channels>(*answers_);
-  router_ =
-      std::make_unique<Router>(*pool_, *answers_, *processes_, *channels_, config_.invoker.allow,
-                               Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
+  asker_ =
+      std::make_shared<Asker>(reactor_, *answers_, [this](dist::ProcessId id, etf::Buffer message) {
+        auto process = processes_->find(id);
+        if (!process) return Asker::Delivered::kNoProcess;
+        return processes_->deliver(process, std::move(message)) ? Asker::Delivered::kYes
+                                                                : Asker::Delivered::kFull;
+      });
+  router_ = std::make_unique<Router>(
+      *pool_, *answers_, *processes_, *channels_, *asker_, config_.invoker.allow,
+      Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
   node_ = std::make_unique<dist::Node>(reactor_, config_.node, *router_);
   node_pointer_ = node_.get();
   router_->attach(*node_);
@@ -142,6 +157,25 @@ void Runtime::hand_over(const PyProcessPtr& process) {
     const auto told = error.describe();
     spdlog::error("a process cannot take its messages: {}: {}", told.type, told.message);
   }
+}
+
+// On a worker, under the GIL.
+void Runtime::run_job(const CallPtr& call) {
+  const py::Ref job = py::Ref::steal(static_cast<PyObject*>(std::exchange(call->job, nullptr)));
+  PyObject* value = PyObject_CallNoArgs(job.get());
+  PyObject* exception = nullptr;
+  if (value == nullptr) exception = py::Ref::borrow(py::Error::fetch().exception()).release();
+  call->done.store(true, std::memory_order_release);
+  loop_->post([call, value, exception] {
+    const py::Ref own_value = py::Ref::steal(value);
+    const py::Ref own_exception = py::Ref::steal(exception);
+    const py::Ref done =
+        py::Ref::steal(static_cast<PyObject*>(std::exchange(call->job_done, nullptr)));
+    const py::Ref ignored = py::Ref::steal(
+        PyObject_CallFunctionObjArgs(done.get(), own_value ? own_value.get() : Py_None,
+                                     own_exception ? own_exception.get() : Py_None, nullptr));
+    if (!ignored) PyErr_Clear();  // nobody waits for it any more
+  });
 }
 
 void Runtime::drain(std::chrono::milliseconds limit, std::function<void()> done) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cnode/bridge/answers.hpp"
+#include "cnode/bridge/asker.hpp"
 #include "cnode/bridge/async_loop.hpp"
 #include "cnode/bridge/channels.hpp"
 #include "cnode/bridge/invoker.hpp"
@@ -24,6 +25,7 @@ struct RuntimeConfig {
   dist::NodeConfig node;
   WorkerPool::Options pool;
   Invoker::Options invoker;
+  std::string home;  // the peer that calls go to when no other is being served; may be empty
   std::string version;
 };
 
@@ -49,6 +51,10 @@ class Runtime {
   Answers& answers() { return *answers_; }
   Processes& processes() { return *processes_; }
   Channels& channels() { return *channels_; }
+  Asker& asker() { return *asker_; }
+  const std::shared_ptr<Asker>& asker_pointer() { return asker_; }
+  Router& router() { return *router_; }
+  const std::string& home() const { return config_.home; }
   AsyncLoop& loop() { return *loop_; }
   WorkerPool& pool() { return *pool_; }
   asio::io_context& reactor() { return reactor_; }
@@ -59,11 +65,13 @@ class Runtime {
  private:
   void wait_for_idle(std::chrono::steady_clock::time_point until);
   void hand_over(const PyProcessPtr& process);
+  void run_job(const CallPtr& call);
   etf::Buffer hello() const;
 
   asio::io_context& reactor_;
   RuntimeConfig config_;
   py::Ref native_;
+  py::Ref served_variable_;
   term::Codec& codec_;
   dist::Node* node_pointer_ = nullptr;
   std::unique_ptr<Answers> answers_;
@@ -72,6 +80,7 @@ class Runtime {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<Processes> processes_;
   std::unique_ptr<Channels> channels_;
+  std::shared_ptr<Asker> asker_;  // threads that ask may outlive us
   std::unique_ptr<Router> router_;
   std::unique_ptr<dist::Node> node_;
   asio::steady_timer drain_timer_;

@@ -3,6 +3,7 @@
 #include <asio/post.hpp>
 
 #include <algorithm>
+#include <system_error>
 
 #include "cnode/base/log.hpp"
 #include "cnode/py/gil.hpp"
@@ -21,6 +22,13 @@ constexpr std::chrono::microseconds kGilHold{1'000};  // then others get their t
 // a call.
 thread_local std::function<void()>* t_leave = nullptr;
 thread_local bool t_left = false;
+thread_local const Call* t_call = nullptr;
+// How the worker of this thread goes to wait and comes back; nullptr in other threads.
+struct Place {
+  std::function<bool()> begin_waiting;
+  std::function<void()> end_waiting;
+};
+thread_local Place* t_place = nullptr;
 
 }  // namespace
 
@@ -39,12 +47,80 @@ void WorkerPool::start() {
   interrupter_ = std::thread([this] { interrupter(); });
 }
 
-void WorkerPool::add_worker() {
+WorkerPool::Worker& WorkerPool::add_worker() {
   Worker& worker = workers_.emplace_back();
-  worker.number = workers_.size();
+  worker.number = ++numbered_;
+  worker.awake = true;
+  try {
+    worker.thread = std::thread([this, &worker] { run(worker); });
+  } catch (const std::system_error&) {
+    workers_.pop_back();
+    throw;
+  }
   ++active_;
-  worker.thread = std::thread([this, &worker] { run(worker); });
+  ++live_;
+  return worker;
 }
+
+WorkerPool::Worker* WorkerPool::add_if_needed() {
+  if (stopping_ || live_ - waiting_ >= options_.workers || live_ >= options_.max_workers)
+    return nullptr;
+  drop_ended();
+  try {
+    Worker& worker = add_worker();
+    last_taken_ = Clock::now();
+    return &worker;
+  } catch (const std::system_error& error) {
+    spdlog::error("no thread for another worker: {}", error.what());
+    return nullptr;
+  }
+}
+
+// Their threads have nothing left to do but to end.
+void WorkerPool::drop_ended() {
+  for (auto at = workers_.begin(); at != workers_.end();) {
+    if (!at->ended) {
+      ++at;
+      continue;
+    }
+    at->thread.join();
+    at = workers_.erase(at);
+  }
+}
+
+bool WorkerPool::begin_waiting(Worker& worker) {
+  Worker* woken = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (worker.abandoned) return true;
+    if (waiting_ + 1 >= std::max<std::size_t>(options_.max_workers, 2)) return false;
+    worker.waiting = true;
+    ++waiting_;
+    --active_;
+    if (!queue_.empty()) woken = wake_one();
+  }
+  if (woken != nullptr) woken->wake.notify_one();
+  return true;
+}
+
+void WorkerPool::end_waiting(Worker& worker) {
+  const std::lock_guard lock(mutex_);
+  if (!std::exchange(worker.waiting, false)) return;
+  --waiting_;
+  ++active_;
+}
+
+WorkerPool::Waiting::Waiting() {
+  if (t_place == nullptr) return;
+  waiting_ = t_place->begin_waiting();
+  refused_ = !waiting_;
+}
+
+WorkerPool::Waiting::~Waiting() {
+  if (waiting_) t_place->end_waiting();
+}
+
+const Call* WorkerPool::current_call() { return t_call; }
 
 void WorkerPool::stop() {
   {
@@ -148,6 +224,17 @@ void WorkerPool::push_internal(CallPtr call) {
   asio::post(reactor_, [this] { arm_sentinel(); });
 }
 
+void WorkerPool::push_job(CallPtr call) {
+  Worker* woken = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(call));
+    woken = worker_for_new_call();
+  }
+  if (woken != nullptr) woken->wake.notify_one();
+  asio::post(reactor_, [this] { arm_sentinel(); });
+}
+
 bool WorkerPool::full() const {
   const std::lock_guard lock(mutex_);
   return stopping_ || queue_.size() >= options_.queue.items || queue_bytes_ >= options_.queue.bytes;
@@ -173,7 +260,7 @@ void WorkerPool::after_push(Worker* woken, bool watch) {
 }
 
 WorkerPool::Worker* WorkerPool::wake_one() {
-  if (idle_.empty()) return nullptr;
+  if (idle_.empty()) return add_if_needed();
   Worker* worker = idle_.back();
   idle_.pop_back();
   ++active_;
@@ -246,7 +333,11 @@ void WorkerPool::look_for_wedged() {
           "it",
           worker.number, options_.grace.count());
       worker.abandoned = true;
-      if (active_ > 0) --active_;
+      --live_;
+      if (std::exchange(worker.waiting, false))
+        --waiting_;
+      else
+        --active_;
       ++replacements;
     }
     replaced_ += replacements;
@@ -276,7 +367,10 @@ void WorkerPool::run(Worker& worker) {
     // here.
     if (std::exchange(worker.interrupted, false)) PyThreadState_SetAsyncExc(worker.ident, nullptr);
   };
+  Place place{[this, &worker] { return begin_waiting(worker); },
+              [this, &worker] { end_waiting(worker); }};
   t_leave = &leave;
+  t_place = &place;
   {
     const std::lock_guard lock(mutex_);
     worker.ident = PyThread_get_thread_ident();
@@ -286,7 +380,9 @@ void WorkerPool::run(Worker& worker) {
     std::size_t since_look = 0;
     while (CallPtr call = next(worker)) {
       t_left = false;
+      t_call = call.get();
       hooks_.run(call);
+      t_call = nullptr;
       leave();
       call.reset();
       if (++since_look % 16 == 0 && Clock::now() - held_since > kGilHold) {
@@ -302,9 +398,11 @@ void WorkerPool::run(Worker& worker) {
     if (!go_on) break;
   }
   t_leave = nullptr;
+  t_place = nullptr;
   PyGILState_Release(state);
   const std::lock_guard lock(mutex_);
   worker.ended = true;
+  if (!worker.abandoned) --live_;
 }
 
 void WorkerPool::leave_user_code() {
@@ -333,7 +431,15 @@ bool WorkerPool::park(Worker& worker) {
   --active_;
   worker.awake = false;
   idle_.push_back(&worker);
-  worker.wake.wait(lock, [&] { return worker.awake; });
+  const auto awake = [&] { return worker.awake; };
+  while (!worker.awake) {
+    if (!surplus()) {
+      worker.wake.wait(lock, awake);
+    } else if (!worker.wake.wait_for(lock, options_.surplus_idle, awake) && surplus()) {
+      std::erase(idle_, &worker);
+      return false;
+    }
+  }
   return !(stopping_ && queue_.empty());
 }
 
@@ -383,6 +489,16 @@ void WorkerPool::interrupter() {
 std::size_t WorkerPool::waiting() const {
   const std::lock_guard lock(mutex_);
   return queue_.size();
+}
+
+std::size_t WorkerPool::threads() const {
+  const std::lock_guard lock(mutex_);
+  return live_;
+}
+
+std::size_t WorkerPool::blocked() const {
+  const std::lock_guard lock(mutex_);
+  return waiting_;
 }
 
 std::size_t WorkerPool::busy() const {

@@ -8,6 +8,12 @@
 // others as there is work, or, when all are busy, asks the loop thread to pick out the calls it can
 // run.
 //
+// Waiting: a worker whose call asks Erlang something counts as absent until it is answered, and
+// another takes its place: an idle one, or one more thread up to `max_workers`. So calls that call
+// back to any depth always find somebody to serve them. The last one that is not waiting may not
+// wait: what it wanted to ask is refused. Threads beyond `workers` end when they had nothing to do
+// for a while.
+//
 // Interrupting: a cancelled call that runs gets an exception raised in its thread at the next
 // bytecode. One that has not ended after the grace period (it sits in C code) is reported and its
 // worker replaced; should it ever come back, its thread ends.
@@ -37,8 +43,10 @@ class WorkerPool {
  public:
   struct Options {
     std::size_t workers = 8;
+    std::size_t max_workers = 1000;  // with those that wait for an answer from Erlang
     mailbox::Limits queue;
     std::chrono::milliseconds grace{5'000};
+    std::chrono::milliseconds surplus_idle{5'000};  // then a worker that is not needed ends
   };
   struct Hooks {
     std::function<void(const CallPtr&)> run;  // on a worker, under the GIL; may not throw
@@ -65,9 +73,29 @@ class WorkerPool {
 
   // Any thread: work the node owes itself, ahead of the queue and outside its bounds.
   void push_internal(CallPtr call);
+  // Likewise, but in its turn.
+  void push_job(CallPtr call);
 
   // Worker, under the GIL: the call's own code is over; from here on it cannot be interrupted.
   static void leave_user_code();
+
+  // The call this worker runs; nullptr in other threads and between calls.
+  static const Call* current_call();
+
+  // Around a wait for an answer from Erlang, without the GIL. In a thread that is no worker it does
+  // nothing; refused() says that this worker may not wait.
+  class Waiting {
+   public:
+    Waiting();
+    ~Waiting();
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+    bool refused() const { return refused_; }
+
+   private:
+    bool waiting_ = false;
+    bool refused_ = false;
+  };
 
   // Loop thread: takes the next waiting call that `wanted` likes; each call is shown once, and few
   // at a time.
@@ -76,6 +104,8 @@ class WorkerPool {
   std::size_t waiting() const;
   std::size_t busy() const;
   std::size_t workers() const { return options_.workers; }
+  std::size_t threads() const;  // of workers, with those that wait
+  std::size_t blocked() const;  // workers that wait for an answer from Erlang
   std::uint64_t replaced() const { return replaced_.load(std::memory_order_relaxed); }
   std::uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
   std::uint64_t completed() const { return popped_.load(std::memory_order_relaxed); }
@@ -91,12 +121,18 @@ class WorkerPool {
     CallPtr current;           // while user code runs
     bool in_call = false;      // from taking a call to asking for the next
     bool interrupted = false;  // an exception was set in its thread
+    bool waiting = false;      // for an answer from Erlang
     bool abandoned = false;
     bool ended = false;
     Clock::time_point interrupt_at{};  // when it was asked to end
   };
 
-  void add_worker();
+  Worker& add_worker();     // lock held
+  Worker* add_if_needed();  // lock held; nullptr where no more are needed or to be had
+  void drop_ended();        // lock held
+  bool begin_waiting(Worker& worker);
+  void end_waiting(Worker& worker);
+  bool surplus() const { return live_ - waiting_ > options_.workers; }  // lock held
   void run(Worker& worker);
   CallPtr next(Worker& worker);
   bool park(Worker& worker);
@@ -119,10 +155,13 @@ class WorkerPool {
   std::size_t queue_bytes_ = 0;
   std::size_t looked_ = 0;  // so many at the front were shown to the loop thread and left
   std::list<Worker> workers_;
+  std::size_t numbered_ = 0;
   std::vector<Worker*> idle_;
   std::size_t active_ = 0;
-  bool stopping_ = false;  // no new calls
-  bool stopped_ = false;   // no interrupting either
+  std::size_t live_ = 0;     // neither ended nor abandoned
+  std::size_t waiting_ = 0;  // of those, for an answer from Erlang
+  bool stopping_ = false;    // no new calls
+  bool stopped_ = false;     // no interrupting either
   Clock::time_point last_taken_{};
   std::vector<CallPtr> interrupts_;
   std::condition_variable interrupt_wake_;

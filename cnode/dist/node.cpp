@@ -665,10 +665,13 @@ void Node::on_signal(Link& link, const Control& control, Incoming incoming, bool
     case Op::kSpawnRequestTt:
       if (too_large) return on_spawn(link, control, {});
       return on_spawn(link, control, message);
-    case Op::kGroupLeader:
     case Op::kSpawnReply:
     case Op::kSpawnReplyTt:
-      return;  // we have no group leaders and spawn nothing elsewhere
+      if (control.spawned.kind == Party::Kind::kName)
+        delegate_.on_spawn_refused(link, RefKey::of(0, control.ref), control.spawned.name.text);
+      return;
+    case Op::kGroupLeader:
+      return;  // our processes have none
     case Op::kUnlink:
     case Op::kNodeLink:
     case Op::kUnknown:
@@ -794,7 +797,8 @@ void Node::on_down(Link& link, const Control& control, etf::Bytes reason) {
   if (owner == nullptr) return;
   const RefKey key = RefKey::of(0, control.ref);
   auto found = owner->monitors.find(key);
-  if (found == owner->monitors.end() || found->second.link != link.id()) return;
+  if (found == owner->monitors.end()) return delegate_.on_own_down(link, *owner, key, *checked);
+  if (found->second.link != link.id()) return;
   const Monitor monitor = std::move(found->second);
   owner->monitors.erase(found);
   delegate_.on_down(*owner, key, monitor, *checked);
@@ -1012,6 +1016,30 @@ void Node::link(Process& process, const std::string& node, const etf::PidView& p
   message.end_control();
   message.lane = lane_of(pid);
   peer->send(std::move(message));
+}
+
+bool Node::exit_signal(etf::Bytes from, const std::string& node, const etf::PidView& pid,
+                       etf::Bytes reason) {
+  if (node == name()) {
+    if (Process* process = table_.find(pid))
+      delegate_.on_exit(*process, from, reason, ExitKind::kSignal);
+    return true;
+  }
+  auto peer = link_to(node);
+  if (!peer) return false;
+  Message message(128 + reason.size());
+  etf::Writer out(message.bytes);
+  message.lane = lane_of(pid);
+  if (peer->has(kExitPayload)) {
+    append_payload_exit2(out, from, pid.raw);
+    message.end_control();
+    out.raw(reason);
+  } else {
+    append_exit2(out, from, pid.raw, reason);
+    message.end_control();
+  }
+  peer->send(std::move(message));
+  return true;
 }
 
 void Node::unlink(Process& process, const etf::PidView& pid) {

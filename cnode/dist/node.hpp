@@ -101,6 +101,9 @@ class NodeDelegate {
   // A process that `owner` monitored ended.
   virtual void on_down(Process& owner, const RefKey& ref, const Monitor& monitor,
                        etf::Bytes reason) = 0;
+  // The same for a monitor that the delegate sent by itself, as it did the spawn request below.
+  virtual void on_own_down(Link&, Process& /*owner*/, const RefKey&, etf::Bytes /*reason*/) {}
+  virtual void on_spawn_refused(Link&, const RefKey&, std::string_view /*reason*/) {}
 };
 
 struct NodeCounters {
@@ -145,6 +148,9 @@ class Node final : private LinkHandler {
   void demonitor(Process& owner, const RefKey& ref);
   void link(Process& process, const std::string& node, const etf::PidView& target);
   void unlink(Process& process, const etf::PidView& target);
+  // exit(Pid, Reason). False when there is no link to its node.
+  bool exit_signal(etf::Bytes from, const std::string& node, const etf::PidView& target,
+                   etf::Bytes reason);
   LinkPtr find_link(std::uint64_t id) const;
   bool links_flushed() const;
 

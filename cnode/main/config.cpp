@@ -225,6 +225,11 @@ const std::vector<Setting>& settings() {
       {"path", "", "directory to look for modules in; may be repeated", Kind::kList},
       {"venv", "", "virtual environment to run in"},
       {"workers", "8", "threads for synchronous Python code"},
+      {"max-workers", "1000",
+       "the same with those that wait for an answer from Erlang, each of which another replaces"},
+      {"home", "",
+       "peer that erlang.call goes to where no peer is being served [the first that runs the "
+       "application]"},
       {"listen", "", "address to listen on; may be repeated [what the name's host resolves to]",
        Kind::kList},
       {"dist-port", "0", "port to listen on, or FIRST-LAST; 0: any"},
@@ -246,6 +251,10 @@ const std::vector<Setting>& settings() {
        "how long a cancelled call may sit in native code before its worker is replaced"},
       {"drain-timeout", "20",
        "seconds accepted calls may take to end once the node is told to stop"},
+      {"capture", "on",
+       "Python's print, sys.stderr and logging go to the log, a line each; off: they go where "
+       "Python sends them",
+       Kind::kSwitch},
       {"log-level", "info", "trace, debug, info, warning, error, critical or off"},
       {"log-format", "text", "text or json"},
   };
@@ -305,6 +314,12 @@ Config read_config(int argc, char** argv) {
   config.paths = config.values.at("path").values;
   config.venv = one(config, "venv");
   config.runtime.pool.workers = number(config, "workers", 1, 1024);
+  config.runtime.pool.max_workers = number(config, "max-workers", 2, 10'000);
+  if (config.runtime.pool.max_workers <= config.runtime.pool.workers)
+    throw ConfigError("max-workers: must be more than workers");
+  config.runtime.home = one(config, "home");
+  if (!config.runtime.home.empty() && !dist::is_node_name(config.runtime.home))
+    throw ConfigError("home: '" + config.runtime.home + "' is no node name");
   config.runtime.pool.queue.items = number(config, "queue", 1, 100'000'000);
   config.runtime.pool.grace = std::chrono::milliseconds(number(config, "grace-ms", 10, 86'400'000));
   config.runtime.invoker.allow = bridge::AllowList(config.values.at("allow").values);
@@ -319,6 +334,7 @@ Config read_config(int argc, char** argv) {
   else
     throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
   config.none_atom = one(config, "none");
+  config.capture = on_or_off(config, "capture");
   config.drain = std::chrono::seconds(number(config, "drain-timeout", 0, 86'400));
   if (const char* eof = environment("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {
     config.stop_on_stdin_eof = std::string(eof) == "1";

@@ -50,6 +50,7 @@ struct Config {
   std::chrono::milliseconds drain{20'000};
   bool print = false;
   bool stop_on_stdin_eof = false;
+  bool capture = true;  // Python's output goes to the log
 };
 
 struct Exit {

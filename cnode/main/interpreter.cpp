@@ -106,6 +106,10 @@ void start_interpreter(const Config& config) {
     py::check_status(PyObject_SetAttrString(native.get(), "__name__", name.get()));
     py::check_status(PyDict_SetItem(PyImport_GetModuleDict(), name.get(), native.get()));
     py::import("erlang");
+    if (config.capture && config.log_level != "off") {
+      py::Ref logs = py::import("erlang.logs");
+      py::check(PyObject_CallMethod(logs.get(), "install", "s", config.log_level.c_str()));
+    }
     if (config.none_atom != "none") {
       py::check(PyObject_CallMethod(native.get(), "set_none_atom", "s", config.none_atom.c_str()));
     }

@@ -1,9 +1,12 @@
-%% Top supervisor. It also owns the tables of links and channels, which must outlive every link.
+%% Top supervisor. It also owns the tables of functions, links and channels, which must outlive every
+%% process that uses them.
 %%
-%%   py_sup (rest_for_one) ─┬─ py_callback   registered functions
-%%                          ├─ py_node_sup   one py_node per node, each with its py_link
-%%                          ├─ py_channel_sup  one py_channel_link per node with channels
-%%                          └─ py_local      the local node's OS process; idle until it is wanted
+%%   py_sup (rest_for_one) ─┬─ py_callback_sup  py_callback, and one py_callback_link per calling node
+%%                          ├─ py_node_sup      one py_node per node, each with its py_link
+%%                          ├─ py_channel_sup   one py_channel_link per node with channels
+%%                          └─ py_local         the local node's OS process; idle until it is wanted
+%%
+%% Callbacks come first and so end last: the local node may still call while it is being stopped.
 -module(py_sup).
 -behaviour(supervisor).
 
@@ -16,11 +19,12 @@ start_link() ->
 
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = py_callback:new_table(),
     ok = py_link:new_table(),
     ok = py_channel_link:new_table(),
     Flags = #{strategy => rest_for_one, intensity => 5, period => 10},
     {ok, {Flags, [
-        #{id => py_callback, start => {py_callback, start_link, []}},
+        #{id => py_callback_sup, start => {py_callback_sup, start_link, []}, type => supervisor},
         #{id => py_node_sup, start => {py_node_sup, start_link, []}, type => supervisor},
         #{id => py_channel_sup, start => {py_channel_sup, start_link, []}, type => supervisor},
         #{id => py_local, start => {py_local, start_link, []}}

@@ -1,25 +1,39 @@
 """Python as a node of an Erlang cluster."""
 
-from erlang._encoders import register_encoder
-from erlang._native import (
-    decode,
-    encode,
-    make_ref,
-    node,
-    nodes,
-    register,
-    registered,
+from erlang._asking import (
+    RegisteredFunction,
+    async_call,
+    async_cast,
+    async_erpc,
+    async_gen_call,
+    async_send,
+    call,
+    cast,
+    erpc,
+    gen_call,
     send,
-    set_none_atom,
-    set_none_atoms,
-    stats,
-    unregister,
-    whereis,
 )
+from erlang._encoders import register_encoder
+from erlang._helpers import run, sleep, spawn_task
+from erlang._native import decode, encode, set_none_atom, set_none_atoms
+from erlang._registry import make_ref, node, nodes, register, registered, stats, unregister, whereis
 from erlang.channel import ByteChannel, ByteChannelClosed, Channel, ChannelClosed
-from erlang.exceptions import Cancelled, DecodeError, ErlangError, NoConnection
-from erlang.process import NO_REPLY, Exit, GenServer, Process, reply
+from erlang.exceptions import Cancelled, DecodeError, ErlangError, NoConnection, UnknownFunction
+from erlang.process import (
+    NO_REPLY,
+    Exit,
+    GenServer,
+    Process,
+    demonitor,
+    exit,
+    link,
+    monitor,
+    monitor_nodes,
+    receive,
+    reply,
+)
 from erlang.process import self_pid as self
+from erlang.process import spawn, unlink
 from erlang.terms import Atom, BitString, Export, Fun, ImproperList, Pid, Port, Ref
 
 __all__ = [
@@ -43,20 +57,48 @@ __all__ = [
     "Port",
     "Process",
     "Ref",
+    "UnknownFunction",
+    "async_call",
+    "async_cast",
+    "async_erpc",
+    "async_gen_call",
+    "async_send",
+    "call",
+    "cast",
     "decode",
+    "demonitor",
     "encode",
+    "erpc",
+    "exit",
+    "gen_call",
+    "link",
     "make_ref",
+    "monitor",
+    "monitor_nodes",
     "node",
     "nodes",
+    "receive",
     "register",
     "register_encoder",
     "registered",
     "reply",
+    "run",
     "self",
     "send",
     "set_none_atom",
     "set_none_atoms",
+    "sleep",
+    "spawn",
+    "spawn_task",
     "stats",
+    "unlink",
     "unregister",
     "whereis",
 ]
+
+
+def __getattr__(name: str) -> RegisteredFunction:
+    """`erlang.NAME(…)` and `from erlang import NAME`: the function registered on the BEAM as NAME."""
+    if name.startswith("_"):
+        raise AttributeError(f"module 'erlang' has no attribute {name!r}")
+    return RegisteredFunction(name)

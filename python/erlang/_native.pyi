@@ -1,5 +1,6 @@
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal
 
 from erlang.terms import Atom, Pid, Ref
@@ -93,6 +94,69 @@ def stats() -> dict[str, int]:
 
 def event_loop() -> AbstractEventLoop | None:
     """The node's asyncio loop; `None` before it runs."""
+
+# What follows asks Erlang; erlang._asking says what it raises. Those that wait may not be called on the loop thread.
+
+SERVED: ContextVar[Pid | Atom | None]
+
+class Question:
+    """What a coroutine asked."""
+
+    def result(self) -> Any: ...
+    def leave(self) -> None: ...
+
+def call(
+    name: str, arguments: Sequence[Any], timeout: float | None, node: str | None, /
+) -> Any: ...
+def gen_call(
+    dest: Pid | str | tuple[str, str],
+    request: object,
+    timeout: float | None,
+    process: Pid | None,
+    /,
+) -> Any: ...
+def erpc(
+    node: str,
+    module: str,
+    function: str,
+    arguments: Sequence[Any],
+    timeout: float | None,
+    /,
+) -> Any: ...
+def ask_call(
+    name: str, arguments: Sequence[Any], node: str | None, wake: Callable[[], object], /
+) -> Question:
+    """Asks and returns; the node's loop thread calls `wake` when there is an answer."""
+
+def ask_request(
+    dest: Pid | str | tuple[str, str],
+    request: object,
+    process: Pid | None,
+    wake: Callable[[], object],
+    /,
+) -> Question: ...
+def ask_remote(
+    node: str,
+    module: str,
+    function: str,
+    arguments: Sequence[Any],
+    wake: Callable[[], object],
+    /,
+) -> Question: ...
+def served() -> Pid | Atom | None:
+    """For whom this code runs: the process, or its node where the process is not told."""
+
+def run_in_worker(job: Callable[[], Any], done: Callable[[Any, Any], object], /) -> None:
+    """Runs `job` on a worker, then `done(value, exception)` on the loop thread."""
+
+def log(level: int, text: str, always: bool = False, /) -> None:
+    """A line of the node's log; the level is one of logging's. With `always` no log level is too high for it."""
+
+def log_to_peer(level: str, text: str, metadata: object, node: str | None, /) -> bool:
+    """A line for the logger of a peer that runs the application; False where there is none."""
+
+def exit_signal(process: Pid, pid: Pid, reason: object, /) -> None: ...
+def watch_nodes(process: Pid, on: bool, /) -> None: ...
 
 NOTHING: object
 

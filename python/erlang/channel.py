@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from erlang import _native
+from erlang import _backend, _native
 from erlang.exceptions import ByteChannelClosed, ChannelClosed
 from erlang.terms import Pid
 
@@ -29,7 +29,7 @@ def _finish(future: asyncio.Future[None]) -> None:
 
 def reply(pid: Pid, term: object) -> None:
     """Send `term` to an Erlang process, as `erlang.send` does."""
-    _native.send(pid, term)
+    _backend.native.send(pid, term)
 
 
 class _Base(_native.Channel):

@@ -11,20 +11,34 @@ __all__ = [
     "DecodeError",
     "ErlangError",
     "NoConnection",
+    "UnknownFunction",
 ]
 
 
 class ErlangError(RuntimeError):
-    """A call to Erlang failed there: `kind` (`error`, `exit` or `throw`), `reason` and `stack`."""
+    """What was asked of Erlang failed there: `kind` (the class: `error`, `exit` or `throw`), `reason` and `stack` as terms.
+
+    A process that was killed, or ended by a signal while it served the call, is kind `exit` with reason ('signal', why).
+    """
 
     def __init__(self, kind: Any, reason: Any = None, stack: Any = None) -> None:
         super().__init__(kind, reason, stack)
         self.kind = kind
         self.reason = reason
-        self.stack = stack
+        self.stack = stack if stack is not None else []
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.reason!r}"
+        text = f"{self.kind}: {self.reason!r}"
+        for entry in self.stack[:1] if isinstance(self.stack, list) else ():
+            match entry:
+                case (module, function, arity, _):
+                    count = len(arity) if isinstance(arity, list) else arity
+                    text += f" in {module}:{function}/{count}"
+        return text
+
+
+class UnknownFunction(ErlangError):
+    """No function is registered under that name on the peer."""
 
 
 class NoConnection(ErlangError):

@@ -152,6 +152,9 @@ TEST_CASE_METHOD(Fixture, "without more than name and cookie everything has its 
   CHECK(config.runtime.node.listen.empty());
   CHECK(config.runtime.node.peers.empty());
   CHECK(config.runtime.pool.workers == 8);
+  CHECK(config.runtime.pool.max_workers == 1000);
+  CHECK(config.runtime.home.empty());
+  CHECK(config.capture);
   CHECK(config.runtime.pool.queue.items == 100'000);
   CHECK(config.runtime.pool.grace == 5s);
   CHECK(config.runtime.invoker.allow.open());
@@ -188,7 +191,7 @@ TEST_CASE_METHOD(Fixture, "every setting can come from the environment", "[confi
     if (value.empty()) value = "x";
     const std::string name = setting.name;
     if (name == "name") value = "m@127.0.0.1";
-    if (name == "peer") value = "p@127.0.0.1";
+    if (name == "peer" || name == "home") value = "p@127.0.0.1";
     if (name == "sname") continue;  // not beside a name
     if (name == "cookie-file") value = cookie;
     const Environment environment{{variable, value}};

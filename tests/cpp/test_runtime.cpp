@@ -42,7 +42,9 @@ class Program {
     runtime.reset();
   }
   Peer connect(const std::string& name = "peer@127.0.0.1") {
-    return Peer(connect_to(runtime->node().port()), {.name = name});
+    Peer peer(connect_to(runtime->node().port()), {.name = name});
+    peer.receive();  // the greeting to py_callback
+    return peer;
   }
   void run(std::function<void()> what) {
     std::promise<void> done;

@@ -1,0 +1,660 @@
+#include "cnode/bridge/native_asking.hpp"
+
+#include <algorithm>
+
+#include "cnode/base/log.hpp"
+#include "cnode/bridge/asker.hpp"
+#include "cnode/bridge/native_support.hpp"
+#include "cnode/bridge/waiting.hpp"
+
+namespace bridge {
+namespace {
+
+PyObject* g_served = nullptr;
+PyTypeObject* g_question_type = nullptr;
+
+// --- errors
+// ------------------------------------------------------------------------------------------------------
+
+[[noreturn]] void raise_erlang(const char* type_name, PyObject* kind, PyObject* reason,
+                               PyObject* stack) {
+  py::Ref type = py::attribute(py::import("erlang.exceptions").get(), type_name);
+  py::Ref error = py::check(PyObject_CallFunctionObjArgs(type.get(), kind, reason, stack, nullptr));
+  PyErr_SetObject(type.get(), error.get());
+  py::throw_fetched();
+}
+
+[[noreturn]] void raise_no_connection(const std::string& why) {
+  py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "NoConnection");
+  py::Ref error = py::check(PyObject_CallFunction(type.get(), "s", why.c_str()));
+  PyErr_SetObject(type.get(), error.get());
+  py::throw_fetched();
+}
+
+[[noreturn]] void raise_overloaded(Runtime& runtime) {
+  raise_erlang("ErlangError", runtime.codec().atom("error").get(),
+               runtime.codec().atom("overloaded").get(), nullptr);
+}
+
+py::Ref decoded(Runtime& runtime, etf::Reader& in) {
+  auto value = runtime.codec().decode(in);
+  if (value) return std::move(*value);
+  py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "DecodeError");
+  py::raise(type.get(), value.error().message());
+}
+
+// --- where to
+// ----------------------------------------------------------------------------------------------------
+
+// The peer that is being served in this thread or task.
+std::string served_peer(Runtime& runtime) {
+  if (const Call* call = WorkerPool::current_call(); call != nullptr && call->link)
+    return call->link->peer().name;
+  PyObject* value = nullptr;
+  py::check_status(PyContextVar_Get(g_served, nullptr, &value));
+  const py::Ref served = py::Ref::steal(value);
+  if (!served || served.get() == Py_None) return {};
+  etf::Pid pid;
+  if (runtime.codec().as_pid(served.get(), pid))
+    return pid.node == runtime.node().name() ? std::string() : pid.node;
+  return PyUnicode_Check(served.get()) ? py::text_of(served.get()) : std::string();
+}
+
+std::string peer_for_call(Runtime& runtime, PyObject* node) {
+  if (node != Py_None) return text_argument(node, "a node's name");
+  if (std::string peer = served_peer(runtime); !peer.empty()) return peer;
+  if (!runtime.home().empty()) return runtime.home();
+  std::string peer = runtime.asker().first_peer();
+  if (peer.empty()) raise_no_connection("no peer runs the application");
+  return peer;
+}
+
+Asker::Target target_argument(Runtime& runtime, PyObject* object) {
+  Asker::Target to;
+  etf::Pid pid;
+  if (runtime.codec().as_pid(object, pid)) {
+    to.node = pid.node;
+    to.pid = std::move(pid);
+    return to;
+  }
+  if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
+    to.name = text_argument(PyTuple_GET_ITEM(object, 0), "a process's name");
+    to.node = text_argument(PyTuple_GET_ITEM(object, 1), "a node's name");
+  } else if (PyUnicode_Check(object)) {
+    to.name = py::text_of(object);
+    to.node = runtime.node().name();
+  } else {
+    py::raise(PyExc_TypeError, "a process is a Pid, a name or (name, node)");
+  }
+  if (to.name.empty() || !etf::is_utf8(to.name, 255))
+    py::raise(PyExc_ValueError, "a process's name has 1 to 255 characters");
+  return to;
+}
+
+// --- questions
+// ---------------------------------------------------------------------------------------------------
+
+// Says it to the asker. Without the GIL, from any thread.
+using Send = std::function<void(const QuestionPtr&)>;
+
+QuestionPtr make_question(Runtime& runtime, Question::Kind kind, mailbox::WaiterPtr waiter) {
+  auto question = std::make_shared<Question>();
+  question->kind = kind;
+  question->id = runtime.asker().next_id();
+  question->waiter = std::move(waiter);
+  if (kind != Question::Kind::kCall) question->ref = runtime.node().make_ref();
+  return question;
+}
+
+void encode_list(Runtime& runtime, etf::Writer& out, PyObject* items, const char* what) {
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+  out.list(static_cast<std::uint32_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    runtime.codec().encode(PySequence_Fast_GET_ITEM(items, i), out,
+                           std::string(what) + "[" + std::to_string(i) + "]");
+  }
+  if (count > 0) out.nil();
+}
+
+py::Ref sequence(PyObject* object, const char* what) {
+  return py::check(PySequence_Fast(object, what));
+}
+
+void check_size(const etf::Buffer& message) {
+  if (message.size() > etf::kMaxMessage)
+    py::raise(PyExc_ValueError, "the arguments are over the message limit");
+}
+
+Send prepare_call(Runtime& runtime, const QuestionPtr& question, std::uint64_t caller,
+                  PyObject* name, PyObject* arguments, const std::string& node) {
+  const std::string function = text_argument(name, "a function's name");
+  auto item = std::make_shared<etf::Buffer>();
+  etf::Writer out(*item);
+  out.tuple(5).atom("call").unsigned_integer(question->id).unsigned_integer(caller);
+  out.binary(function);
+  encode_list(runtime, out, sequence(arguments, "the arguments are no sequence").get(),
+              "arguments");
+  check_size(*item);
+  return [&runtime, node, item](const QuestionPtr& asked) {
+    runtime.asker().call(asked, node, std::move(*item));
+  };
+}
+
+// {'$gen_call', {Pid, [alias | Ref]}, Request}
+Send prepare_request(Runtime& runtime, const QuestionPtr& question, etf::Bytes from, PyObject* dest,
+                     PyObject* request) {
+  const Asker::Target target = target_argument(runtime, dest);
+  auto message = std::make_shared<etf::Buffer>();
+  etf::Writer out(*message);
+  out.tuple(3).atom("$gen_call").tuple(2).raw(from);
+  out.list(1).atom("alias").reference(question->ref);
+  runtime.codec().encode(request, out, "request");
+  check_size(*message);
+  return [&runtime, target, message](const QuestionPtr& asked) {
+    runtime.asker().request(asked, target, std::move(*message));
+  };
+}
+
+// [Ref, M, F, Args] for erpc:execute_call/4
+Send prepare_remote(Runtime& runtime, const QuestionPtr& question, PyObject* node, PyObject* module,
+                    PyObject* function, PyObject* arguments) {
+  const std::string peer = text_argument(node, "a node's name");
+  const std::string m = text_argument(module, "a module's name");
+  const std::string f = text_argument(function, "a function's name");
+  for (const auto& name : {m, f}) {
+    if (!etf::is_utf8(name, 255)) py::raise(PyExc_ValueError, "'" + name + "' is no atom");
+  }
+  auto list = std::make_shared<etf::Buffer>();
+  etf::Writer out(*list);
+  out.list(4).reference(question->ref).atom(m).atom(f);
+  encode_list(runtime, out, sequence(arguments, "the arguments are no sequence").get(),
+              "arguments");
+  out.nil();
+  check_size(*list);
+  return [&runtime, peer, list](const QuestionPtr& asked) {
+    runtime.asker().spawn(asked, peer, list->bytes());
+  };
+}
+
+// --- answers
+// -----------------------------------------------------------------------------------------------------
+
+// {Id, Result}'s Result: docs/protocol.md.
+py::Ref call_result(Runtime& runtime, const Question& question) {
+  term::Codec& codec = runtime.codec();
+  etf::Reader in(question.bytes);
+  if (auto word = in.atom()) {
+    if (*word == "not_registered")
+      raise_erlang("UnknownFunction", codec.atom("error").get(), codec.atom("undef").get(),
+                   nullptr);
+    raise_erlang("ErlangError", codec.atom("error").get(), codec.atom(word->utf8()).get(), nullptr);
+  }
+  auto arity = in.tuple();
+  auto word = in.atom();
+  if (arity && word && *arity == 2 && *word == "ok") return decoded(runtime, in);
+  if (arity && word && *arity == 2 && *word == "signal") {
+    const py::Ref why = decoded(runtime, in);
+    const py::Ref signal = codec.atom("signal");
+    const py::Ref reason = py::check(PyTuple_Pack(2, signal.get(), why.get()));
+    raise_erlang("ErlangError", codec.atom("exit").get(), reason.get(), nullptr);
+  }
+  if (arity && word && *arity == 3) {
+    const py::Ref kind = codec.atom(word->utf8());
+    const py::Ref reason = decoded(runtime, in);
+    const py::Ref stack = decoded(runtime, in);
+    raise_erlang("ErlangError", kind.get(), reason.get(), stack.get());
+  }
+  etf::Reader whole(question.bytes);
+  raise_erlang("ErlangError", codec.atom("error").get(), decoded(runtime, whole).get(), nullptr);
+}
+
+bool is_no_connection(etf::Bytes reason) {
+  etf::Reader in(reason);
+  auto word = in.atom();
+  return word && *word == "noconnection";
+}
+
+// erpc's exit reason: {Ref, return, V}, {Ref, throw | exit, R}, {Ref, error, R, Stack}; anything
+// else ended the process before it came to that.
+py::Ref remote_result(Runtime& runtime, const Question& question) {
+  term::Codec& codec = runtime.codec();
+  etf::Reader in(question.bytes);
+  auto arity = in.tuple();
+  auto ref = in.reference();
+  if (arity && ref && ref->words == question.ref.words) {
+    auto word = in.atom();
+    if (word && *arity == 3 && *word == "return") return decoded(runtime, in);
+    if (word && (*arity == 3 || *arity == 4)) {
+      const py::Ref kind = codec.atom(word->utf8());
+      const py::Ref reason = decoded(runtime, in);
+      const py::Ref stack = *arity == 4 ? decoded(runtime, in) : py::Ref();
+      raise_erlang("ErlangError", kind.get(), reason.get(), stack.get());
+    }
+  }
+  if (is_no_connection(question.bytes)) raise_no_connection("noconnection");
+  etf::Reader whole(question.bytes);
+  const py::Ref why = decoded(runtime, whole);
+  const py::Ref signal = codec.atom("signal");
+  const py::Ref reason = py::check(PyTuple_Pack(2, signal.get(), why.get()));
+  raise_erlang("ErlangError", codec.atom("exit").get(), reason.get(), nullptr);
+}
+
+py::Ref result_of(Runtime& runtime, const Question& question) {
+  term::Codec& codec = runtime.codec();
+  etf::Reader in(question.bytes);
+  switch (question.told.load(std::memory_order_acquire)) {
+    case Question::Told::kNothing:
+      py::raise(PyExc_RuntimeError, "the question has not been answered yet");
+    case Question::Told::kNoConnection:
+      raise_no_connection("noconnection");
+    case Question::Told::kRefused:
+      raise_erlang("ErlangError", codec.atom("error").get(), decoded(runtime, in).get(), nullptr);
+    case Question::Told::kDown:
+      if (is_no_connection(question.bytes)) raise_no_connection("noconnection");
+      raise_erlang("ErlangError", codec.atom("exit").get(), decoded(runtime, in).get(), nullptr);
+    case Question::Told::kAnswer:
+      break;
+  }
+  switch (question.kind) {
+    case Question::Kind::kCall:
+      return call_result(runtime, question);
+    case Question::Kind::kRequest:
+      return decoded(runtime, in);
+    case Question::Kind::kRemote:
+      return remote_result(runtime, question);
+  }
+  return none();
+}
+
+// --- from a thread
+// -----------------------------------------------------------------------------------------------
+
+void refuse_on_loop(Runtime& runtime, const char* instead) {
+  if (!runtime.loop().is_loop_thread()) return;
+  py::raise(PyExc_RuntimeError,
+            std::string("this would block the node's event loop; use await erlang.") + instead);
+}
+
+// Sends the question and waits for the answer, both without the GIL. A worker is replaced while it
+// waits.
+py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
+                     const std::shared_ptr<ThreadWaiter>& waiter, PyObject* timeout,
+                     const Send& send) {
+  const auto until = deadline_argument(timeout);
+  const WaitingHere here(waiter);
+  bool refused = false;
+  auto woken = ThreadWaiter::Woken::kWoken;
+  {
+    const py::GilRelease released;
+    const WorkerPool::Waiting place;
+    refused = place.refused();
+    if (!refused) {
+      send(question);
+      runtime.answers().flush();  // what this worker has answered before
+      woken = waiter->wait(until);
+    }
+  }
+  if (refused) raise_overloaded(runtime);
+  while (!question->answered()) {
+    if (woken == ThreadWaiter::Woken::kTimeout) {
+      runtime.asker().forget(question);
+      if (question->answered()) break;
+      py::raise(PyExc_TimeoutError, "Erlang has not answered in time");
+    }
+    try {
+      raise_pending();
+    } catch (const py::Error&) {
+      runtime.asker().forget(question);
+      throw;
+    }
+    const py::GilRelease released;
+    const WorkerPool::Waiting place;
+    woken = waiter->wait(until);
+  }
+  return result_of(runtime, *question);
+}
+
+PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    if (count != 4) py::raise(PyExc_TypeError, "call(name, arguments, timeout, node)");
+    Runtime& runtime = running();
+    refuse_on_loop(runtime, "async_call");
+    const std::string node = peer_for_call(runtime, arguments[3]);
+    auto waiter = std::make_shared<ThreadWaiter>();
+    const QuestionPtr question = make_question(runtime, Question::Kind::kCall, waiter);
+    ThreadMailbox& mailbox = ThreadMailbox::mine(runtime.asker_pointer());
+    const Send send =
+        prepare_call(runtime, question, mailbox.number(), arguments[0], arguments[1], node);
+    return ask_and_wait(runtime, question, waiter, arguments[2], [&](const QuestionPtr& asked) {
+      send(asked);
+      mailbox.used(asked->link);
+    });
+  });
+}
+
+// The address that answers are sent to: the process this code is, or one of the thread's own.
+etf::Buffer sender_address(Runtime& runtime, PyObject* process) {
+  etf::Buffer bytes;
+  if (process != Py_None) {
+    etf::Writer(bytes).pid(pid_argument(runtime, process));
+    return bytes;
+  }
+  if (runtime.loop().is_loop_thread()) {
+    bytes.append(runtime.answers().py_pid());
+    return bytes;
+  }
+  ThreadMailbox& mailbox = ThreadMailbox::mine(runtime.asker_pointer());
+  {
+    const py::GilRelease released;
+    mailbox.address();
+  }
+  const std::string& address = mailbox.address();
+  if (address.empty()) throw std::runtime_error("the node is stopping");
+  bytes.append(dist::view(address));
+  return bytes;
+}
+
+PyObject* gen_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    if (count != 4) py::raise(PyExc_TypeError, "gen_call(dest, request, timeout, process)");
+    Runtime& runtime = running();
+    refuse_on_loop(runtime, "async_gen_call");
+    auto waiter = std::make_shared<ThreadWaiter>();
+    const QuestionPtr question = make_question(runtime, Question::Kind::kRequest, waiter);
+    const etf::Buffer from = sender_address(runtime, arguments[3]);
+    const Send send = prepare_request(runtime, question, from.bytes(), arguments[0], arguments[1]);
+    return ask_and_wait(runtime, question, waiter, arguments[2], send);
+  });
+}
+
+PyObject* erpc(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    if (count != 5) py::raise(PyExc_TypeError, "erpc(node, module, function, arguments, timeout)");
+    Runtime& runtime = running();
+    refuse_on_loop(runtime, "async_erpc");
+    auto waiter = std::make_shared<ThreadWaiter>();
+    const QuestionPtr question = make_question(runtime, Question::Kind::kRemote, waiter);
+    const Send send =
+        prepare_remote(runtime, question, arguments[0], arguments[1], arguments[2], arguments[3]);
+    return ask_and_wait(runtime, question, waiter, arguments[4], send);
+  });
+}
+
+// --- from a coroutine
+// --------------------------------------------------------------------------------------------
+
+struct QuestionObject {
+  PyObject_HEAD QuestionPtr question;
+  std::shared_ptr<TaskWaiter> waiter;
+};
+
+QuestionObject* question_of(PyObject* self) { return reinterpret_cast<QuestionObject*>(self); }
+
+py::Ref ask(const QuestionPtr& question, std::shared_ptr<TaskWaiter> waiter, const Send& send) {
+  auto* object = reinterpret_cast<QuestionObject*>(g_question_type->tp_alloc(g_question_type, 0));
+  if (object == nullptr) py::throw_fetched();
+  new (&object->question) QuestionPtr(question);
+  new (&object->waiter) std::shared_ptr<TaskWaiter>(std::move(waiter));
+  py::Ref own = py::Ref::steal(reinterpret_cast<PyObject*>(object));
+  const py::GilRelease released;
+  send(question);
+  return own;
+}
+
+void leave_question(QuestionObject& object) {
+  object.waiter->release();
+  Runtime* runtime = Runtime::current();
+  if (runtime == nullptr || object.question->answered()) return;
+  const py::GilRelease released;
+  runtime->asker().forget(object.question);
+}
+
+void question_free(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  leave_question(*question_of(self));
+  question_of(self)->question.~QuestionPtr();
+  question_of(self)->waiter.~shared_ptr();
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* question_result(PyObject* self, PyObject*) {
+  return guarded([&] { return result_of(running(), *question_of(self)->question); });
+}
+
+PyObject* question_leave(PyObject* self, PyObject*) {
+  return guarded([&] {
+    leave_question(*question_of(self));
+    return none();
+  });
+}
+
+PyObject* ask_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    if (count != 4) py::raise(PyExc_TypeError, "ask_call(name, arguments, node, wake)");
+    Runtime& runtime = running();
+    const std::string node = peer_for_call(runtime, arguments[2]);
+    auto waiter = std::make_shared<TaskWaiter>(runtime.loop(), arguments[3]);
+    const QuestionPtr question = make_question(runtime, Question::Kind::kCall, waiter);
+    return ask(question, waiter,
+               prepare_call(runtime, question, 0, arguments[0], arguments[1], node));
+  });
+}
+
+PyObject* ask_request(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    if (count != 4) py::raise(PyExc_TypeError, "ask_request(dest, request, process, wake)");
+    Runtime& runtime = running();
+    auto waiter = std::make_shared<TaskWaiter>(runtime.loop(), arguments[3]);
+    const QuestionPtr question = make_question(runtime, Question::Kind::kRequest, waiter);
+    const etf::Buffer from = sender_address(runtime, arguments[2]);
+    return ask(question, waiter,
+               prepare_request(runtime, question, from.bytes(), arguments[0], arguments[1]));
+  });
+}
+
+PyObject* ask_remote(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    if (count != 5)
+      py::raise(PyExc_TypeError, "ask_remote(node, module, function, arguments, wake)");
+    Runtime& runtime = running();
+    auto waiter = std::make_shared<TaskWaiter>(runtime.loop(), arguments[4]);
+    const QuestionPtr question = make_question(runtime, Question::Kind::kRemote, waiter);
+    return ask(
+        question, waiter,
+        prepare_remote(runtime, question, arguments[0], arguments[1], arguments[2], arguments[3]));
+  });
+}
+
+// --- who is served, where to work, what to say
+// -----------------------------------------------------------------
+
+PyObject* served(PyObject*, PyObject*) {
+  return guarded([] {
+    Runtime& runtime = running();
+    if (const Call* call = WorkerPool::current_call(); call != nullptr && call->link)
+      return served_by(runtime, *call);
+    PyObject* value = nullptr;
+    py::check_status(PyContextVar_Get(g_served, Py_None, &value));
+    return py::Ref::steal(value);
+  });
+}
+
+// Runs a callable on a worker, then done(value, exception) on the node's loop thread.
+PyObject* run_in_worker(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* job = nullptr;
+    PyObject* done = nullptr;
+    if (PyArg_ParseTuple(arguments, "OO", &job, &done) == 0) py::throw_fetched();
+    Runtime& runtime = running();
+    auto call = std::make_shared<Call>();
+    call->kind = Call::Kind::kJob;
+    Py_INCREF(job);
+    Py_INCREF(done);
+    call->job = job;
+    call->job_done = done;
+    const py::GilRelease released;
+    runtime.pool().push_job(std::move(call));
+    return none();
+  });
+}
+
+PyObject* log(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    int level = 0;
+    PyObject* text = nullptr;
+    int always = 0;
+    if (PyArg_ParseTuple(arguments, "iU|p", &level, &text, &always) == 0) py::throw_fetched();
+    const std::string line = py::text_of(text);
+    const py::GilRelease released;
+    // Python's levels.
+    auto severity = level >= 50   ? spdlog::level::critical
+                    : level >= 40 ? spdlog::level::err
+                    : level >= 30 ? spdlog::level::warn
+                    : level >= 20 ? spdlog::level::info
+                    : level >= 10 ? spdlog::level::debug
+                                  : spdlog::level::trace;
+    if (always != 0) severity = std::max(severity, spdlog::get_level());
+    spdlog::log(severity, "{}", line);
+    return none();
+  });
+}
+
+// {log, Level, Text, Meta} to a peer's logger; False where no peer takes it.
+PyObject* log_to_peer(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* level = nullptr;
+    PyObject* text = nullptr;
+    PyObject* meta = nullptr;
+    PyObject* node = nullptr;
+    if (PyArg_ParseTuple(arguments, "UUOO", &level, &text, &meta, &node) == 0) py::throw_fetched();
+    Runtime& runtime = running();
+    std::string peer;
+    if (node != Py_None)
+      peer = text_argument(node, "a node's name");
+    else if (peer = served_peer(runtime); peer.empty())
+      peer = runtime.home().empty() ? runtime.asker().first_peer() : runtime.home();
+    if (peer.empty()) return boolean(false);
+    etf::Buffer item;
+    etf::Writer out(item);
+    out.tuple(4).atom("log").atom(py::text_of(level)).binary(py::text_of(text));
+    runtime.codec().encode(meta, out, "metadata");
+    bool taken = false;
+    {
+      const py::GilRelease released;
+      taken = runtime.asker().tell_coordinator(peer, item.bytes());
+    }
+    return boolean(taken);
+  });
+}
+
+PyObject* exit_signal(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* from = nullptr;
+    PyObject* to = nullptr;
+    PyObject* reason = nullptr;
+    if (PyArg_ParseTuple(arguments, "OOO", &from, &to, &reason) == 0) py::throw_fetched();
+    Runtime& runtime = running();
+    auto sender = std::make_shared<etf::Buffer>(encode_pid(pid_argument(runtime, from)));
+    auto target = std::make_shared<etf::Buffer>(encode_pid(pid_argument(runtime, to)));
+    auto why = std::make_shared<etf::Buffer>();
+    etf::Writer out(*why);
+    runtime.codec().encode(reason, out, "reason");
+    // A signal to a process whose node is not connected is lost, as in Erlang.
+    on_reactor(runtime, [sender, target, why](dist::Node& node) {
+      const etf::PidView pid = view_of(*target);
+      return node.exit_signal(sender->bytes(), pid.node.utf8(), pid, why->bytes());
+    });
+    return none();
+  });
+}
+
+PyObject* watch_nodes(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* process = nullptr;
+    int on = 0;
+    if (PyArg_ParseTuple(arguments, "Op", &process, &on) == 0) py::throw_fetched();
+    Runtime& runtime = running();
+    const dist::ProcessId id = local_id(pid_argument(runtime, process));
+    on_reactor(runtime, [&runtime, id, on](dist::Node&) {
+      runtime.router().watch_nodes(id, on != 0);
+      return true;
+    });
+    return none();
+  });
+}
+
+PyMethodDef question_methods[] = {
+    {"result", question_result, METH_NOARGS, nullptr},
+    {"leave", question_leave, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot question_slots[] = {
+    {Py_tp_dealloc, reinterpret_cast<void*>(question_free)},
+    {Py_tp_methods, question_methods},
+    {0, nullptr},
+};
+PyType_Spec question_spec = {"erlang._native.Question", sizeof(QuestionObject), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                             question_slots};
+
+template <class Function>
+PyCFunction fast(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
+}
+
+PyMethodDef methods[] = {
+    {"call", fast(call), METH_FASTCALL, "call(name, arguments, timeout, node)"},
+    {"gen_call", fast(gen_call), METH_FASTCALL, "gen_call(dest, request, timeout, process)"},
+    {"erpc", fast(erpc), METH_FASTCALL, "erpc(node, module, function, arguments, timeout)"},
+    {"ask_call", fast(ask_call), METH_FASTCALL,
+     "ask_call(name, arguments, node, wake) -> Question"},
+    {"ask_request", fast(ask_request), METH_FASTCALL,
+     "ask_request(dest, request, process, wake) -> Question"},
+    {"ask_remote", fast(ask_remote), METH_FASTCALL,
+     "ask_remote(node, module, function, arguments, wake) -> Question"},
+    {"served", served, METH_NOARGS, "served() -> Pid | Atom | None: for whom this code runs."},
+    {"run_in_worker", run_in_worker, METH_VARARGS, "run_in_worker(callable, done)"},
+    {"log", log, METH_VARARGS, "log(level, text, always=False): a line of the node's log."},
+    {"log_to_peer", log_to_peer, METH_VARARGS, "log_to_peer(level, text, metadata, node) -> bool"},
+    {"exit_signal", exit_signal, METH_VARARGS, "exit_signal(process, pid, reason)"},
+    {"watch_nodes", watch_nodes, METH_VARARGS, "watch_nodes(process, on)"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+py::Ref served_by(Runtime& runtime, const Call& call) {
+  switch (call.kind) {
+    case Call::Kind::kRequest:
+    case Call::Kind::kSpawn:
+    case Call::Kind::kErpc:
+    case Call::Kind::kErpcCast:
+      return runtime.codec().pid(call.from);
+    case Call::Kind::kBatchItem:
+    case Call::Kind::kCast:
+      return runtime.codec().atom(call.link->peer().name);
+    case Call::Kind::kFreeNamespace:
+    case Call::Kind::kJob:
+      break;
+  }
+  return {};
+}
+
+int add_asking(PyObject* module) {
+  try {
+    if (g_served == nullptr)
+      g_served = py::check(PyContextVar_New("erlang_served", nullptr)).release();
+    if (g_question_type == nullptr)
+      g_question_type =
+          reinterpret_cast<PyTypeObject*>(py::check(PyType_FromSpec(&question_spec)).release());
+    py::check_status(PyModule_AddObjectRef(module, "SERVED", g_served));
+    py::check_status(PyModule_AddFunctions(module, methods));
+    return 0;
+  } catch (py::Error& error) {
+    std::move(error).restore();
+    return -1;
+  }
+}
+
+}  // namespace bridge
