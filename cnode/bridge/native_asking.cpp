@@ -24,9 +24,10 @@ PyTypeObject* g_question_type = nullptr;
   py::throw_fetched();
 }
 
-[[noreturn]] void raise_no_connection(const std::string& why) {
+[[noreturn]] void raise_no_connection(const char* why = nullptr) {
   py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "NoConnection");
-  py::Ref error = py::check(PyObject_CallFunction(type.get(), "s", why.c_str()));
+  py::Ref error = why == nullptr ? py::check(PyObject_CallNoArgs(type.get()))
+                                 : py::check(PyObject_CallFunction(type.get(), "s", why));
   PyErr_SetObject(type.get(), error.get());
   py::throw_fetched();
 }
@@ -231,7 +232,7 @@ py::Ref remote_result(Runtime& runtime, const Question& question) {
       raise_erlang("ErlangError", kind.get(), reason.get(), stack.get());
     }
   }
-  if (is_no_connection(question.bytes)) raise_no_connection("noconnection");
+  if (is_no_connection(question.bytes)) raise_no_connection();
   etf::Reader whole(question.bytes);
   const py::Ref why = decoded(runtime, whole);
   const py::Ref signal = codec.atom("signal");
@@ -246,11 +247,11 @@ py::Ref result_of(Runtime& runtime, const Question& question) {
     case Question::Told::kNothing:
       py::raise(PyExc_RuntimeError, "the question has not been answered yet");
     case Question::Told::kNoConnection:
-      raise_no_connection("noconnection");
+      raise_no_connection();
     case Question::Told::kRefused:
       raise_erlang("ErlangError", codec.atom("error").get(), decoded(runtime, in).get(), nullptr);
     case Question::Told::kDown:
-      if (is_no_connection(question.bytes)) raise_no_connection("noconnection");
+      if (is_no_connection(question.bytes)) raise_no_connection();
       raise_erlang("ErlangError", codec.atom("exit").get(), decoded(runtime, in).get(), nullptr);
     case Question::Told::kAnswer:
       break;

@@ -1,5 +1,8 @@
 """Python as a node of an Erlang cluster."""
 
+import importlib
+from typing import Any
+
 from erlang._asking import (
     RegisteredFunction,
     async_call,
@@ -97,8 +100,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> RegisteredFunction:
+_MODULES = frozenset({"channel", "exceptions", "logs", "process", "terms", "testing"})
+
+
+def __getattr__(name: str) -> Any:
     """`erlang.NAME(…)` and `from erlang import NAME`: the function registered on the BEAM as NAME."""
+    if name in _MODULES:
+        return importlib.import_module(f"erlang.{name}")
     if name.startswith("_"):
         raise AttributeError(f"module 'erlang' has no attribute {name!r}")
     return RegisteredFunction(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from erlang.terms import Atom
+
 __all__ = [
     "ByteChannelClosed",
     "Cancelled",
@@ -44,8 +46,8 @@ class UnknownFunction(ErlangError):
 class NoConnection(ErlangError):
     """There is no peer to ask: none is connected, or the one that was named is not."""
 
-    def __init__(self, reason: Any = "noconnection") -> None:
-        super().__init__("error", reason)
+    def __init__(self, reason: Any = Atom("noconnection")) -> None:
+        super().__init__(Atom("error"), reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason,)
