@@ -171,18 +171,15 @@ apply_to({M, F}, Args) -> M:F(Args);
 apply_to(Function, Args) -> Function(Args).
 
 %% The frames of the function and what it called, without arguments and other terms.
--spec stack([term()]) -> [frame()].
+-spec stack([tuple()]) -> [frame()].
 stack(Stack) ->
     Theirs = lists:takewhile(fun(Frame) -> element(1, Frame) =/= ?MODULE end, Stack),
-    lists:sublist([frame(Frame) || Frame <- Theirs], ?MAX_FRAMES).
+    lists:sublist([{M, F, arity(ArityOrArgs), place(Location)}
+                   || {M, F, ArityOrArgs, Location} <- Theirs], ?MAX_FRAMES).
 
--spec frame(term()) -> frame().
-frame({M, F, ArityOrArgs, Location}) ->
-    {M, F, arity(ArityOrArgs), [Where || {Key, _} = Where <- Location, Key =:= file orelse Key =:= line]};
-frame({Function, ArityOrArgs, Location}) ->
-    {module, M} = erlang:fun_info(Function, module),
-    {name, F} = erlang:fun_info(Function, name),
-    frame({M, F, ArityOrArgs, Location}).
+-spec place([term()]) -> [{file | line, term()}].
+place(Location) ->
+    [{Key, Where} || {Key, Where} <- Location, Key =:= file orelse Key =:= line].
 
 -spec arity(arity() | [term()]) -> arity().
 arity(Args) when is_list(Args) -> length(Args);

@@ -14,6 +14,8 @@ all() ->
      the_python_example_of_the_readme_is_a_server_that_answers,
      the_erlang_of_the_channels_page_comes_to_what_it_says,
      the_elixir_of_the_channels_page_comes_to_what_it_says,
+     the_erlang_of_the_calls_page_comes_to_what_it_says,
+     the_elixir_of_the_calls_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -58,27 +60,57 @@ the_python_example_of_the_readme_is_a_server_that_answers(Config) ->
     ok = sw_e2e:stop_node(Node).
 
 the_erlang_of_the_channels_page_comes_to_what_it_says(Config) ->
-    Context = #{directory := Directory} = sw_e2e:context(Config),
-    ok = file:write_file(filename:join(Directory, "jobs.py"), blocks("docs/channels.md", "python")),
-    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
+    erlang_of_a_page(Config, "docs/channels.md", ["jobs"], 17).
+
+the_elixir_of_the_channels_page_comes_to_what_it_says(Config) ->
+    elixir_of_a_page(Config, "docs/channels.md", ["jobs"], 11).
+
+the_erlang_of_the_calls_page_comes_to_what_it_says(Config) ->
+    erlang_of_a_page(Config, "docs/calls.md", ["orders", "stock"], 11).
+
+the_elixir_of_the_calls_page_comes_to_what_it_says(Config) ->
+    elixir_of_a_page(Config, "docs/calls.md", ["orders", "stock"], 3).
+
+%% A node that has the page's Python blocks for modules: the last name all that are left.
+node_with_modules(Context = #{directory := Directory}, Page, Names) ->
+    write_modules(Directory, Names, blocks(Page, "python")),
+    sw_e2e:start_node(Context, #{args => ["--path", Directory]}).
+
+write_modules(Directory, [Name], Blocks) ->
+    ok = file:write_file(filename:join(Directory, Name ++ ".py"), Blocks);
+write_modules(Directory, [Name | Names], [Block | Blocks]) ->
+    ok = file:write_file(filename:join(Directory, Name ++ ".py"), Block),
+    write_modules(Directory, Names, Blocks).
+
+erlang_of_a_page(Config, Page, Names, AtLeast) ->
+    Context = sw_e2e:context(Config),
+    Node = #{name := Name} = node_with_modules(Context, Page, Names),
     Beam = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py))]}),
-    Steps = lists:append([steps(Lines) || Lines <- blocks("docs/channels.md", "erlang")]),
-    ?assert(length(Steps) >= 17),
+    Steps = lists:append([steps(Lines) || Lines <- blocks(Page, "erlang")]),
+    ?assert(length(Steps) >= AtLeast),
     check(Steps, sw_e2e:on(Beam, fun() ->
         ok = application:load(sidewinder),
         ok = application:set_env(sidewinder, default_node, Name),
         {ok, _} = application:ensure_all_started(sidewinder),
-        evaluate(Steps)
+        ok = stock_sup(),
+        evaluate(Steps, [{'Node', Name}])
     end, 60000)),
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
 
-the_elixir_of_the_channels_page_comes_to_what_it_says(Config) ->
-    Context = #{directory := Directory} = sw_e2e:context(Config),
-    ok = file:write_file(filename:join(Directory, "jobs.py"), blocks("docs/channels.md", "python")),
-    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
-    Steps = lists:append([iex_steps(Lines) || Lines <- blocks("docs/channels.md", "elixir")]),
-    ?assert(length(Steps) >= 11),
+%% The supervisor of the calls page, as it is described there.
+stock_sup() ->
+    Source = ["-module(stock_sup).", "-export([init/1]).", "init(Arg) -> {ok, Arg}."],
+    Forms = [begin {ok, Tokens, _} = erl_scan:string(Line), {ok, Form} = erl_parse:parse_form(Tokens), Form end || Line <- Source],
+    {ok, stock_sup, Binary} = compile:forms(Forms),
+    {module, stock_sup} = code:load_binary(stock_sup, "stock_sup", Binary),
+    ok.
+
+elixir_of_a_page(Config, Page, Names, AtLeast) ->
+    Context = sw_e2e:context(Config),
+    Node = #{name := Name} = node_with_modules(Context, Page, Names),
+    Steps = lists:append([iex_steps(Lines) || Lines <- blocks(Page, "elixir")]),
+    ?assert(length(Steps) >= AtLeast),
     {Expressions, _} = lists:unzip(Steps),
     Code = "[name, expressions] = System.argv()\n"
            "Application.load(:sidewinder)\n"
@@ -135,11 +167,13 @@ check(Steps, Printed) ->
 squeeze(Text) -> re:replace(Text, "\\s+", "", [global, {return, binary}]).
 
 %% What each line comes to, as the shell prints it. Runs in the BEAM.
-evaluate(Steps) ->
+evaluate(Steps) -> evaluate(Steps, []).
+
+evaluate(Steps, Bound0) ->
     {Printed, _} = lists:mapfoldl(fun({Expression, _}, Bindings) ->
         {ok, Tokens, _} = erl_scan:string(Expression),
         {ok, Forms} = erl_parse:parse_exprs(Tokens),
         {value, Value, Bound} = erl_eval:exprs(Forms, Bindings),
         {unicode:characters_to_binary(io_lib:format("~tp", [Value])), Bound}
-    end, [], Steps),
+    end, Bound0, Steps),
     Printed.
