@@ -1,8 +1,11 @@
 # Each target is one line into the tool or script that does it.
-.PHONY: deps build run test check format bench fuzz soak matrix clean
+.PHONY: deps venv build run test check format bench fuzz soak matrix clean
 
 deps:            # installs what is missing, with apt-get
 	@tests/run/deps
+
+venv: deps       # build/test-venv: the Python packages of the end-to-end tests
+	@tests/run/venv
 
 build: deps      # build/sidewinder, _build/default/lib/sidewinder, python/ with its native modules
 	tests/run/build
@@ -10,7 +13,7 @@ build: deps      # build/sidewinder, _build/default/lib/sidewinder, python/ with
 run: build       # a node, a BEAM connected to it, and a short tour
 	@tests/tour/run
 
-test: deps       # everything: C++ (plain, asan, tsan), fuzzing, Python, Erlang, end to end, a short soak, checks
+test: deps venv  # everything: C++ (plain, asan, tsan), fuzzing, Python, Erlang, end to end, a short soak, checks
 	@/usr/bin/python3 tests/run/suites.py
 
 check: deps      # formatting, static analysis, types

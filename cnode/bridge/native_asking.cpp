@@ -494,8 +494,10 @@ PyObject* run_in_worker(PyObject*, PyObject* arguments) {
     Py_INCREF(done);
     call->job = job;
     call->job_done = done;
-    const py::GilRelease released;
-    runtime.pool().push_job(std::move(call));
+    {
+      const py::GilRelease released;
+      runtime.pool().push_job(std::move(call));
+    }
     return none();
   });
 }
@@ -507,7 +509,6 @@ PyObject* log(PyObject*, PyObject* arguments) {
     int always = 0;
     if (PyArg_ParseTuple(arguments, "iU|p", &level, &text, &always) == 0) py::throw_fetched();
     const std::string line = py::text_of(text);
-    const py::GilRelease released;
     // Python's levels.
     auto severity = level >= 50   ? spdlog::level::critical
                     : level >= 40 ? spdlog::level::err
@@ -516,7 +517,10 @@ PyObject* log(PyObject*, PyObject* arguments) {
                     : level >= 10 ? spdlog::level::debug
                                   : spdlog::level::trace;
     if (always != 0) severity = std::max(severity, spdlog::get_level());
-    spdlog::log(severity, "{}", line);
+    {
+      const py::GilRelease released;
+      spdlog::log(severity, "{}", line);
+    }
     return none();
   });
 }

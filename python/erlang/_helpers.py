@@ -13,6 +13,7 @@ from erlang import _backend
 __all__ = ["run", "sleep", "spawn_task"]
 
 _T = TypeVar("_T")
+_tasks: set[asyncio.Task[Any]] = set()  # a loop itself does not keep its tasks
 
 
 def _node_loop() -> asyncio.AbstractEventLoop | None:
@@ -54,9 +55,13 @@ def spawn_task(
     Raises: RuntimeError outside a node where no loop runs.
     """
     try:
-        return asyncio.get_running_loop().create_task(coroutine, name=name)
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
     except RuntimeError:
         pass
+    else:
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+        return task
     loop = _node_loop()
     if loop is None:
         coroutine.close()

@@ -50,7 +50,7 @@ class NoConnection(ErlangError):
         super().__init__(Atom("error"), reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.reason,)
+        return type(self), (self.reason,), self.__dict__
 
 
 class DecodeError(ValueError):

@@ -25,6 +25,9 @@ _LEVELS = (
     (logging.INFO, Atom("info")),
 )
 
+#: Levels of the node that `logging` does not know by name.
+_NODE_LEVELS = {"trace": logging.DEBUG, "err": logging.ERROR, "off": logging.CRITICAL}
+
 
 class NodeHandler(logging.Handler):
     """Writes records to the node's log: `logger: message`, with the traceback if there is one."""
@@ -129,6 +132,6 @@ def install(level: str) -> None:
     """Has the root logger, print and sys.stderr write to the node's log. Called by the node with its log level."""
     root = logging.getLogger()
     root.addHandler(NodeHandler())
-    root.setLevel({"trace": logging.DEBUG, "critical": logging.CRITICAL}.get(level, level.upper()))
+    root.setLevel(_NODE_LEVELS.get(level) or level.upper())
     sys.stdout = _Lines(logging.INFO, sys.__stdout__)  # type: ignore[assignment]
     sys.stderr = _Lines(logging.WARNING, sys.__stderr__)  # type: ignore[assignment]

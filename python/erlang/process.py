@@ -112,7 +112,8 @@ def demonitor(ref: Ref, flush: bool = False) -> None:
     _backend.native.demonitor(_own("demonitor"), ref)
     process = _mailbox.get()
     if flush and process is not None:
-        process._drop(lambda message: message[:2] == ("DOWN", ref))
+        down = _matcher(("DOWN", ref, ..., ..., ...))
+        process._drop(lambda message: down is not None and bool(down(message)))
 
 
 def link(pid: Pid) -> None:
@@ -189,7 +190,11 @@ def _reason_of(error: BaseException) -> Any:
         else f"{kind.__module__}.{kind.__qualname__}"
     )
     text = "".join(traceback.format_exception(error))
-    return Atom("python"), name, str(error), text
+    try:
+        message = str(error)
+    except Exception:
+        message = f"<{name} without a message>"
+    return Atom("python"), name, message, text
 
 
 def _node_loop() -> asyncio.AbstractEventLoop:
@@ -241,6 +246,7 @@ class Process:
         self._name = name
         self._trap_exit = trap_exit
         self._messages: deque[Any] = deque()
+        self._taken = 0
         self._arrived: asyncio.Event = asyncio.Event()
         self._owner: asyncio.Task[Any] | None = None
         self._pid: Pid | None = None
@@ -275,6 +281,7 @@ class Process:
     def _drop(self, which: Callable[[Any], bool]) -> None:
         kept = [message for message in self._messages if not which(message)]
         self._messages = deque(kept)
+        self._taken += 1
 
     def _stop(self, reason: Any) -> None:
         if self._owner is not None and not self._ended:
@@ -291,21 +298,23 @@ class Process:
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         seen = 0
+        taken = self._taken
         while True:
+            if taken != self._taken:  # by another coroutine: the others have moved up
+                seen, taken = 0, self._taken
             while seen < len(self._messages):
                 message = self._messages[seen]
                 if likes is None or likes(message):
                     del self._messages[seen]
+                    self._taken += 1
                     return message
                 seen += 1
             self._arrived.clear()
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
                 raise TimeoutError
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except asyncio.TimeoutError:
-                raise TimeoutError from None
+            async with asyncio.timeout(left):  # wait_for may swallow a cancellation
+                await self._arrived.wait()
 
     def monitor(self, target: Target) -> Ref:
         """Watch a process: its end arrives as ('DOWN', ref, 'process', who, reason)."""
@@ -322,6 +331,30 @@ class Process:
         _backend.native.unlink(self.pid, pid)
 
 
+class _Birth:
+    """What a process is given before it does anything: by who starts it or by the loop, whoever comes first.
+
+    Later it might have ended already, and the parent would hear `noproc`; by the parent alone a cancellation may
+    prevent it.
+    """
+
+    def __init__(self, trap_exit: bool, parent: Pid | None) -> None:
+        self._trap_exit = trap_exit
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._given = False
+
+    def give(self, pid: Pid) -> None:
+        with self._lock:
+            if self._given:
+                return
+            if self._trap_exit:
+                _backend.native.set_trap_exit(pid, True)
+            if self._parent is not None:
+                _backend.native.link(pid, self._parent)
+            self._given = True
+
+
 class _Spawned:
     """A function as a process."""
 
@@ -335,23 +368,23 @@ class _Spawned:
         self._stopped = False
 
     def _start(self, name: str | None, linked: bool) -> Pid:
-        parent = _own("spawn(link=True)") if linked else None
+        self._birth = _Birth(False, _own("spawn(link=True)") if linked else None)
         self._loop = _node_loop()
         self._context = contextvars.copy_context()
         pid: Pid = _backend.native.spawn_process(
             self._process._deliver, self._stop, name, self._begin
         )
-        if parent is not None:
-            _backend.native.link(parent, pid)
+        self._birth.give(pid)
         return pid
 
     def _begin(self, pid: Pid) -> None:
+        self._birth.give(pid)
         self._process._pid = pid
         self._context.run(_current.set, pid)
+        self._context.run(_mailbox.set, self._process if self._asynchronous else None)
         if self._stopped:
             return
         if self._asynchronous:
-            self._context.run(_mailbox.set, self._process)
             self._task = self._loop.create_task(self._serve(pid), context=self._context)
         else:
             run = functools.partial(self._context.run, self._run, pid)
@@ -472,14 +505,13 @@ class GenServer:
         self._stopped = False
         self._loop = loop
         self._parent = parent
+        self._birth = _Birth(self.trap_exit, parent)
         self.pid = _backend.native.spawn_process(self._deliver, self._stop, name, self._begin)
-        if self.trap_exit:
-            _backend.native.set_trap_exit(self.pid, True)
-        if parent is not None:
-            _backend.native.link(self.pid, parent)
+        self._birth.give(self.pid)
         return self.pid
 
     def _begin(self, pid: Pid) -> None:
+        self._birth.give(pid)
         self.pid = pid
         if not self._stopped:
             context = contextvars.copy_context()
@@ -514,23 +546,28 @@ class GenServer:
         try:
             while True:
                 await self._handle(await self._next())
-        except asyncio.CancelledError:
-            return  # ended by an exit signal: the node has told everybody
+        except asyncio.CancelledError as error:
+            if self._task is None or self._task.cancelling():
+                return  # ended by an exit signal: the node has told everybody
+            reason = _reason_of(error)  # something it waited for was cancelled
         except Exception as error:
             reason = _reason_of(error)
             if not isinstance(error, Exit):
                 _log.error("%s %s ends", type(self).__name__, self.pid, exc_info=error)
         try:
             await self._call(self.terminate, reason)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             reason = _reason_of(error)
         _exit_process(self.pid, reason)
 
     async def _handle(self, message: Any) -> None:
         match message:
-            case ("$gen_call", (Pid() as pid, _) as sender, request):
-                _backend.native.SERVED.set(pid)
-                value = await self._call(self.handle_call, request, sender)
+            case ("$gen_call", (Pid() as caller, _) as sender, request):
+                served = _backend.native.SERVED.set(caller)
+                try:
+                    value = await self._call(self.handle_call, request, sender)
+                finally:
+                    _backend.native.SERVED.reset(served)
                 if value is not NO_REPLY:
                     reply(sender, value)
             case ("$gen_cast", request):
@@ -538,7 +575,7 @@ class GenServer:
             case ("system", (Pid(), _) as sender, ("terminate", reason)):
                 reply(sender, Atom("ok"))
                 raise Exit(reason)
-            case ("EXIT", Pid() as pid, reason) if pid == self._parent:
+            case ("EXIT", _, reason) if self._parent is not None and message[1] == self._parent:
                 raise Exit(reason)
             case _:
                 await self._call(self.handle_info, message)

@@ -19,6 +19,7 @@
 -spec main() -> no_return().
 main() ->
     {ok, _} = application:ensure_all_started(sidewinder),
+    ok = py:register_function(bench_echo, fun([Value]) -> Value end),
     loop().
 
 -spec loop() -> no_return().
@@ -81,6 +82,10 @@ run({bodies, Node, Bytes, Parts}) ->
     bodies(Node, Bytes, Parts);
 run({blobs, Node, Bytes, Parts}) ->
     blobs(Node, Bytes, Parts);
+run({callbacks, Node, Count}) ->
+    quantiles(call(py, Node, bench_callbacks, one_after_another, [Count]));
+run({callbacks, How, Node, Width, Ms}) ->
+    [{rate, call(py, Node, bench_callbacks, How, [Width, Ms / 1000])}];
 run({open, Node, Count}) ->
     open(Node, Count);
 run({close_opened, now}) ->

@@ -387,6 +387,38 @@ def callers(cluster: Cluster, scale: Scale) -> None:
     compared("bare calls, one window of 64", rate["gen window"], rate["window"], "/s", "echo")
 
 
+def callbacks(cluster: Cluster, scale: Scale) -> None:
+    """Python calls a function of the BEAM. The other way round the echo node is called."""
+    ms = scale.milliseconds
+    got = rounds(
+        cluster,
+        scale.rounds,
+        {
+            "call": f"callbacks, {PY}, {scale.calls}",
+            "echo": f"latency, echo, {ECHO}, {scale.calls}",
+            "threads": f"callbacks, threads, {PY}, 16, {ms}",
+            "echoes": f"callers, echo, {ECHO}, 64, {ms}",
+            "gather": f"callbacks, gather, {PY}, 1000, {ms}",
+            "elsewhere": f"callbacks, gather_elsewhere, {PY}, 1000, {ms}",
+        },
+    )
+    for quantile, goal in (("p50", at_most(1.5)), ("p99", None)):
+        compared(
+            f"erlang.call from a thread, {quantile}",
+            got["call"][quantile],
+            got["echo"][quantile],
+            "us",
+            "echo",
+            goal,
+        )
+    for how, name, bar in (
+        ("threads", "erlang.call by 16 threads; echo: 64 gen_server:calls", at_least(4)),
+        ("gather", "gather of 1,000 erlang.async_calls; echo as above", at_least(4)),
+        ("elsewhere", "the same on a loop that is not the node's", None),
+    ):
+        compared(name, got[how]["rate"], got["echoes"]["rate"], "/s", "echo", bar)
+
+
 def sleepers(cluster: Cluster, scale: Scale) -> None:
     got = rounds(
         cluster,
@@ -683,6 +715,7 @@ def codec(scale: Scale) -> None:
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
+    "callbacks": callbacks,
     "sleepers": sleepers,
     "transfers": transfers,
     "streams": streams,

@@ -103,9 +103,7 @@ def in_executor(calls: int) -> list[Any]:
 
 
 async def in_the_loops_executor(calls: int) -> list[Any]:
-    return await asyncio.gather(
-        *(asyncio.to_thread(erlang.call, "echo", i) for i in range(calls))
-    )
+    return await asyncio.gather(*(asyncio.to_thread(erlang.call, "echo", i) for i in range(calls)))
 
 
 async def gather(calls: int) -> list[Any]:
