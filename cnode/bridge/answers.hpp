@@ -38,6 +38,8 @@ class Answers {
     if (!py_pid_known_.load(std::memory_order_acquire)) return {};
     return {py_pid_.data(), py_pid_.size()};
   }
+  // Something was added to it, and will be flushed with the rest.
+  void touched(const OutboxPtr& outbox);
   void exit_process(dist::ProcessId process, etf::Buffer reason);
   void post(std::function<void(dist::Node&)> work);  // to the reactor
 
@@ -46,7 +48,6 @@ class Answers {
 
  private:
   friend class Reply;
-  void touched(const OutboxPtr& outbox);
 
   asio::io_context& reactor_;
   dist::Node*& node_;

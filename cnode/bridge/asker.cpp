@@ -12,6 +12,7 @@ namespace {
 constexpr std::string_view kCallback = "py_callback";
 constexpr std::chrono::seconds kPatience{5};  // with a peer that knows no monitors
 
+constexpr std::chrono::microseconds kComeBack{200};  // for those who were answered together
 constexpr std::size_t kRemembered = 64;  // links a thread asked over
 
 dist::RefKey key_of(const etf::Ref& ref) { return {0, ref.creation, ref.words}; }
@@ -268,7 +269,26 @@ void Asker::call(const QuestionPtr& question, std::string_view node, etf::Buffer
   }
   if (!coordinator) return;
   send_item(*remote, *coordinator, item.bytes());
-  remote->outbox->flush();
+  answers_.touched(remote->outbox);
+}
+
+bool Asker::may_flush(bool was_expected) {
+  std::size_t left = expected_.load(std::memory_order_relaxed);
+  while (was_expected && left > 0 &&
+         !expected_.compare_exchange_weak(left, left - 1, std::memory_order_relaxed)) {
+  }
+  return left <= (was_expected ? 1 : 0);
+}
+
+void Asker::expect(std::size_t threads) {
+  expected_.fetch_add(threads, std::memory_order_relaxed);
+  if (std::exchange(impatient_, true)) return;
+  impatience_.expires_after(kComeBack);
+  impatience_.async_wait([self = shared_from_this()](asio::error_code error) {
+    self->impatient_ = false;
+    self->expected_.store(0, std::memory_order_relaxed);
+    if (!error) self->answers_.flush();
+  });
 }
 
 bool Asker::tell_coordinator(std::string_view node, etf::Bytes item) {
@@ -315,8 +335,13 @@ bool Asker::on_results(dist::Link& link, const Payload& payload, etf::Bytes mess
       questions_.erase(found);
     }
   }
-  for (const auto& [question, bytes] : told)
+  const auto threads = static_cast<std::size_t>(std::count_if(
+      told.begin(), told.end(), [](const auto& entry) { return entry.first->from_thread; }));
+  if (threads > 1) expect(threads);
+  for (const auto& [question, bytes] : told) {
+    question->expected_back = threads > 1 && question->from_thread;
     tell(*question, Question::Told::kAnswer, payload, bytes);
+  }
   return understood;
 }
 

@@ -47,6 +47,8 @@ struct Question {
   };
 
   Kind kind = Kind::kCall;
+  bool from_thread = false;   // which waits for the answer, and may ask again at once
+  bool expected_back = false;  // by the asker, once it is answered; written before `told`
   std::uint64_t id = 0;
   mailbox::WaiterPtr waiter;
   etf::Ref ref;  // kRequest, kRemote
@@ -92,8 +94,14 @@ class Asker : public std::enable_shared_from_this<Asker> {
 
   // Any thread.
   std::uint64_t next_id() { return next_id_.fetch_add(1, std::memory_order_relaxed); }
-  // Sends an item {call, Id, …} to the coordinator on that node.
+  // An item {call, Id, …} for the coordinator on that node, which goes out when the outboxes are
+  // flushed: by a coroutine at the end of its loop's turn, by a thread if may_flush() says so.
   void call(const QuestionPtr& question, std::string_view node, etf::Buffer item);
+  // Whether a thread that has just asked is to flush. Not while others that were answered together
+  // are still expected to ask again: the last of them flushes for all, so that their calls travel
+  // together; or a timer does, should one of them do something else first. `was_expected` says that
+  // the thread is one of those itself.
+  bool may_flush(bool was_expected);
   // An item that nobody waits for. False where the peer is not known to run the application.
   bool tell_coordinator(std::string_view node, etf::Bytes item);
   struct Target {
@@ -146,6 +154,7 @@ class Asker : public std::enable_shared_from_this<Asker> {
   void give_up(const RemotePtr& remote, etf::Bytes reason);
   RemotePtr find(std::uint64_t link) const;
   bool enter(const QuestionPtr& question, std::uint64_t link);
+  void expect(std::size_t threads);
   QuestionPtr take(std::uint64_t link, const dist::RefKey& ref);
   void send_item(Remote& remote, const dist::Raw8& coordinator, etf::Bytes item);
   void demonitor(const Question& question);
@@ -161,7 +170,11 @@ class Asker : public std::enable_shared_from_this<Asker> {
   std::atomic<std::size_t> threads_{0};  // that have a mailbox
   dist::Node* node_ = nullptr;           // set before anybody asks
 
+  std::atomic<std::size_t> expected_{0};  // threads that were answered and may ask again
+
   // Reactor.
+  asio::steady_timer impatience_{reactor_};
+  bool impatient_ = false;
   std::unordered_set<dist::ProcessId> addresses_;
   std::unordered_map<dist::RefKey, RemotePtr, dist::KeyHash> watched_;
 
@@ -186,6 +199,8 @@ class ThreadMailbox {
   // Without the GIL at its first call, which asks the reactor. An encoded pid.
   const std::string& address();
   void used(std::uint64_t link);
+  // Whether the asker counts on this thread's next call; told by its last question.
+  bool expected_back = false;
 
  private:
   explicit ThreadMailbox(const std::shared_ptr<Asker>& asker);

@@ -233,7 +233,7 @@ void AsyncLoop::begin(const CallPtr& call, py::Ref coroutine) {
 }
 
 // Its context says for whom it works.
-py::Ref AsyncLoop::make_task(const Call& call, const py::Ref& coroutine) {
+py::Ref AsyncLoop::make_task(Call& call, const py::Ref& coroutine) {
   const py::Ref served = hooks_.served ? hooks_.served(call) : py::Ref();
   if (!served) return py::check(PyObject_CallOneArg(create_task_.get(), coroutine.get()));
   const py::Ref before = py::check(PyContextVar_Set(hooks_.served_variable, served.get()));
@@ -250,6 +250,7 @@ py::Ref AsyncLoop::make_task(const Call& call, const py::Ref& coroutine) {
 void AsyncLoop::task_done(Call& call, PyObject* task) {
   py::Ref own = py::Ref::steal(static_cast<PyObject*>(call.task));
   call.task = nullptr;
+  if (call.served) call.served->over.store(true, std::memory_order_relaxed);
   --tasks_;
   py::Ref value = py::Ref::steal(PyObject_CallMethod(task, "result", nullptr));
   if (value) {

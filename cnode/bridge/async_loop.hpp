@@ -27,7 +27,7 @@ class AsyncLoop {
     std::function<void()> look_for_async;                                           // under the GIL
     std::function<void()> flush;  // without the GIL
     // Under the GIL: for whom the call's coroutine works, and the context variable that says so.
-    std::function<py::Ref(const Call&)> served;
+    std::function<py::Ref(Call&)> served;
     PyObject* served_variable = nullptr;
   };
 
@@ -64,7 +64,7 @@ class AsyncLoop {
   void end_tasks(PyObject* asyncio);
   void drain();
   void begin(const CallPtr& call, py::Ref coroutine);
-  py::Ref make_task(const Call& call, const py::Ref& coroutine);
+  py::Ref make_task(Call& call, const py::Ref& coroutine);
   void task_done(Call& call, PyObject* task);
   void flush_soon();
 

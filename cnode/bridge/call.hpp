@@ -26,6 +26,14 @@ using Payload = std::shared_ptr<const etf::Buffer>;
 
 class Outbox;
 
+// For whom a coroutine works: what erlang.call goes by, in it and in the tasks it starts, until the
+// call is over.
+struct Served {
+  std::string node;
+  dist::Raw8 process;  // empty where it is not told
+  std::atomic<bool> over{false};
+};
+
 struct Call {
   enum class Kind : std::uint8_t {
     kRequest,    // '$gen_call' to py: reply to From
@@ -55,6 +63,7 @@ struct Call {
   dist::RefKey key;       // under which the Router knows it
   std::string caller;     // kFreeNamespace: the pid
 
+  std::shared_ptr<Served> served;  // of one that runs as a task
   void* job = nullptr;       // kJob, owned, under the GIL: PyObject*
   void* job_done = nullptr;  // likewise: called on the loop thread with (value, exception)
 

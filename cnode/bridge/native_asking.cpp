@@ -47,18 +47,53 @@ py::Ref decoded(Runtime& runtime, etf::Reader& in) {
 // --- where to
 // ----------------------------------------------------------------------------------------------------
 
-// The peer that is being served in this thread or task.
-std::string served_peer(Runtime& runtime) {
+constexpr const char* kServedCapsule = "sidewinder.served";
+using ServedPtr = std::shared_ptr<Served>;
+
+ServedPtr describe_served(const Call& call) {
+  auto served = std::make_shared<Served>();
+  served->node = call.link->peer().name;
+  switch (call.kind) {
+    case Call::Kind::kRequest:
+    case Call::Kind::kSpawn:
+    case Call::Kind::kErpc:
+    case Call::Kind::kErpcCast:
+      served->node = call.from.node.utf8();
+      served->process = dist::keep(call.from.raw);
+      break;
+    default:
+      break;  // through the application, whose link process does not say for whom
+  }
+  return served;
+}
+
+// What is being served in this thread or task; null when nothing is.
+ServedPtr served_here(Runtime& runtime) {
   if (const Call* call = WorkerPool::current_call(); call != nullptr && call->link)
-    return call->link->peer().name;
+    return describe_served(*call);
   PyObject* value = nullptr;
   py::check_status(PyContextVar_Get(g_served, nullptr, &value));
-  const py::Ref served = py::Ref::steal(value);
-  if (!served || served.get() == Py_None) return {};
+  const py::Ref mark = py::Ref::steal(value);
+  if (!mark || mark.get() == Py_None) return nullptr;
+  if (PyCapsule_IsValid(mark.get(), kServedCapsule) != 0) {
+    const auto& served =
+        *static_cast<ServedPtr*>(PyCapsule_GetPointer(mark.get(), kServedCapsule));
+    return served->over.load(std::memory_order_relaxed) ? nullptr : served;
+  }
+  // A server's own: the process whose request it handles.
   etf::Pid pid;
-  if (runtime.codec().as_pid(served.get(), pid))
-    return pid.node == runtime.node().name() ? std::string() : pid.node;
-  return PyUnicode_Check(served.get()) ? py::text_of(served.get()) : std::string();
+  if (!runtime.codec().as_pid(mark.get(), pid)) return nullptr;
+  auto served = std::make_shared<Served>();
+  const etf::Buffer raw = encode_pid(pid);
+  served->node = pid.node;
+  served->process = dist::keep(raw.bytes());
+  return served;
+}
+
+// Its node; empty when it is none, or this one.
+std::string served_peer(Runtime& runtime) {
+  const ServedPtr served = served_here(runtime);
+  return served && served->node != runtime.node().name() ? served->node : std::string();
 }
 
 std::string peer_for_call(Runtime& runtime, PyObject* node) {
@@ -282,7 +317,8 @@ py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
                      const std::shared_ptr<ThreadWaiter>& waiter, PyObject* timeout,
                      const Send& send) {
   const auto until = deadline_argument(timeout);
-  const WaitingHere here(waiter);
+  std::optional<WaitingHere> here;  // only a worker is interrupted while it waits
+  if (WorkerPool::current_call() != nullptr) here.emplace(waiter);
   bool refused = false;
   auto woken = ThreadWaiter::Woken::kWoken;
   {
@@ -291,7 +327,6 @@ py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
     refused = place.refused();
     if (!refused) {
       send(question);
-      runtime.answers().flush();  // what this worker has answered before
       woken = waiter->wait(until);
     }
   }
@@ -315,6 +350,14 @@ py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
   return result_of(runtime, *question);
 }
 
+// With what this worker has answered before.
+Send flushing(Runtime& runtime, const Send& send) {
+  return [&runtime, send](const QuestionPtr& asked) {
+    runtime.answers().flush();
+    send(asked);
+  };
+}
+
 PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     if (count != 4) py::raise(PyExc_TypeError, "call(name, arguments, timeout, node)");
@@ -324,11 +367,20 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     auto waiter = std::make_shared<ThreadWaiter>();
     const QuestionPtr question = make_question(runtime, Question::Kind::kCall, waiter);
     ThreadMailbox& mailbox = ThreadMailbox::mine(runtime.asker_pointer());
+    question->from_thread = true;
+    struct Back {
+      ThreadMailbox& mailbox;
+      const Question& question;
+      ~Back() { mailbox.expected_back = question.answered() && question.expected_back; }
+    } back{mailbox, *question};
     const Send send =
         prepare_call(runtime, question, mailbox.number(), arguments[0], arguments[1], node);
     return ask_and_wait(runtime, question, waiter, arguments[2], [&](const QuestionPtr& asked) {
       send(asked);
       mailbox.used(asked->link);
+      // With what this worker has answered before.
+      if (runtime.asker().may_flush(std::exchange(mailbox.expected_back, false)))
+        runtime.answers().flush();
     });
   });
 }
@@ -364,7 +416,7 @@ PyObject* gen_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const QuestionPtr question = make_question(runtime, Question::Kind::kRequest, waiter);
     const etf::Buffer from = sender_address(runtime, arguments[3]);
     const Send send = prepare_request(runtime, question, from.bytes(), arguments[0], arguments[1]);
-    return ask_and_wait(runtime, question, waiter, arguments[2], send);
+    return ask_and_wait(runtime, question, waiter, arguments[2], flushing(runtime, send));
   });
 }
 
@@ -377,7 +429,7 @@ PyObject* erpc(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const QuestionPtr question = make_question(runtime, Question::Kind::kRemote, waiter);
     const Send send =
         prepare_remote(runtime, question, arguments[0], arguments[1], arguments[2], arguments[3]);
-    return ask_and_wait(runtime, question, waiter, arguments[4], send);
+    return ask_and_wait(runtime, question, waiter, arguments[4], flushing(runtime, send));
   });
 }
 
@@ -473,11 +525,22 @@ PyObject* ask_remote(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* served(PyObject*, PyObject*) {
   return guarded([] {
     Runtime& runtime = running();
-    if (const Call* call = WorkerPool::current_call(); call != nullptr && call->link)
-      return served_by(runtime, *call);
-    PyObject* value = nullptr;
-    py::check_status(PyContextVar_Get(g_served, Py_None, &value));
-    return py::Ref::steal(value);
+    const ServedPtr served = served_here(runtime);
+    if (!served) return none();
+    if (served->process.empty()) return runtime.codec().atom(served->node);
+    etf::Reader in(dist::view(served->process));
+    return runtime.codec().pid(*in.pid());
+  });
+}
+
+PyObject* flush(PyObject*, PyObject*) {
+  return guarded([] {
+    Runtime& runtime = running();
+    {
+      const py::GilRelease released;
+      runtime.answers().flush();
+    }
+    return none();
   });
 }
 
@@ -619,6 +682,7 @@ PyMethodDef methods[] = {
     {"ask_remote", fast(ask_remote), METH_FASTCALL,
      "ask_remote(node, module, function, arguments, wake) -> Question"},
     {"served", served, METH_NOARGS, "served() -> Pid | Atom | None: for whom this code runs."},
+    {"flush", flush, METH_NOARGS, "flush(): sends what was asked since the last time."},
     {"run_in_worker", run_in_worker, METH_VARARGS, "run_in_worker(callable, done)"},
     {"log", log, METH_VARARGS, "log(level, text, always=False): a line of the node's log."},
     {"log_to_peer", log_to_peer, METH_VARARGS, "log_to_peer(level, text, metadata, node) -> bool"},
@@ -629,21 +693,18 @@ PyMethodDef methods[] = {
 
 }  // namespace
 
-py::Ref served_by(Runtime& runtime, const Call& call) {
-  switch (call.kind) {
-    case Call::Kind::kRequest:
-    case Call::Kind::kSpawn:
-    case Call::Kind::kErpc:
-    case Call::Kind::kErpcCast:
-      return runtime.codec().pid(call.from);
-    case Call::Kind::kBatchItem:
-    case Call::Kind::kCast:
-      return runtime.codec().atom(call.link->peer().name);
-    case Call::Kind::kFreeNamespace:
-    case Call::Kind::kJob:
-      break;
+py::Ref mark_served(Call& call) {
+  if (!call.link) return {};
+  call.served = describe_served(call);
+  auto* own = new ServedPtr(call.served);
+  PyObject* capsule = PyCapsule_New(own, kServedCapsule, [](PyObject* object) {
+    delete static_cast<ServedPtr*>(PyCapsule_GetPointer(object, kServedCapsule));
+  });
+  if (capsule == nullptr) {
+    delete own;
+    py::throw_fetched();
   }
-  return {};
+  return py::Ref::steal(capsule);
 }
 
 int add_asking(PyObject* module) {

@@ -52,7 +52,7 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
     }
   };
   loop_hooks.flush = [this] { answers_->flush(); };
-  loop_hooks.served = [this](const Call& call) { return served_by(*this, call); };
+  loop_hooks.served = &mark_served;
   // The module's, which may be another copy of this code than ours.
   served_variable_ = py::attribute(native_.get(), "SERVED");
   loop_hooks.served_variable = served_variable_.get();

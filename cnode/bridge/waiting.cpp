@@ -13,9 +13,12 @@ std::unordered_map<unsigned long, std::weak_ptr<ThreadWaiter>> g_waiting;
 
 }  // namespace
 
+// Notified outside the lock, which the woken thread wants at once.
 void ThreadWaiter::wake() {
-  const std::lock_guard lock(mutex_);
-  woken_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    woken_ = true;
+  }
   changed_.notify_all();
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -50,8 +51,10 @@ async def async_call(
     name: str, *args: Any, timeout: float | None = None, node: str | None = None
 ) -> Any:
     """`call` for coroutines. Each runs in a process of its own; one that is cancelled is stopped there too."""
-    ask = _backend.native.ask_call
-    return await _answer(functools.partial(ask, name, args, node), timeout)
+    if timeout is None:
+        return await _call(name, args, node)
+    async with asyncio.timeout(timeout):
+        return await _call(name, args, node)
 
 
 def gen_call(dest: Destination, request: Any, timeout: float | None = 5.0) -> Any:
@@ -66,7 +69,7 @@ def gen_call(dest: Destination, request: Any, timeout: float | None = 5.0) -> An
 async def async_gen_call(dest: Destination, request: Any, timeout: float | None = 5.0) -> Any:
     """`gen_call` for coroutines."""
     ask = _backend.native.ask_request
-    return await _answer(functools.partial(ask, dest, request, current_pid()), timeout)
+    return await _ask(functools.partial(ask, dest, request, current_pid()), timeout)
 
 
 def erpc(
@@ -87,7 +90,7 @@ async def async_erpc(
 ) -> Any:
     """`erpc` for coroutines."""
     ask = _backend.native.ask_remote
-    return await _answer(functools.partial(ask, node, module, function, args), timeout)
+    return await _ask(functools.partial(ask, node, module, function, args), timeout)
 
 
 def send(dest: Destination, term: Any) -> None:
@@ -124,28 +127,49 @@ def _finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _answer(ask: Callable[[Callable[[], object]], Any], timeout: float | None) -> Any:
-    if timeout is None:
-        return await _ask(ask)
-    async with asyncio.timeout(timeout):
-        return await _ask(ask)
+_flushing: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
-async def _ask(ask: Callable[[Callable[[], object]], Any]) -> Any:
+def _flush(loop: asyncio.AbstractEventLoop) -> None:
+    _flushing.discard(loop)
+    _backend.native.flush()
+
+
+async def _call(name: str, args: tuple[Any, ...], node: str | None) -> Any:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    wake: Callable[[], object]
-    if loop is _backend.native.event_loop():
-        wake = functools.partial(_finish, future)
-    else:
-        wake = functools.partial(loop.call_soon_threadsafe, _finish, future)
-    question = ask(wake)
+    native = _backend.native
+    question = native.ask_call(name, args, node, _waker(loop, future))
+    if loop not in _flushing:  # the calls of one turn of a loop leave together
+        _flushing.add(loop)
+        loop.call_soon(_flush, loop)
     try:
         await future
     except BaseException:
         question.leave()
         raise
     return question.result()
+
+
+async def _ask(ask: Callable[[Callable[[], object]], Any], timeout: float | None) -> Any:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    async with asyncio.timeout(timeout):
+        question = ask(_waker(loop, future))
+        try:
+            await future
+        except BaseException:
+            question.leave()
+            raise
+    return question.result()
+
+
+def _waker(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]
+) -> Callable[[], object]:
+    if loop is _backend.native.event_loop():
+        return functools.partial(_finish, future)
+    return functools.partial(loop.call_soon_threadsafe, _finish, future)
 
 
 class RegisteredFunction:

@@ -97,7 +97,7 @@ def event_loop() -> AbstractEventLoop | None:
 
 # What follows asks Erlang; erlang._asking says what it raises. Those that wait may not be called on the loop thread.
 
-SERVED: ContextVar[Pid | Atom | None]
+SERVED: ContextVar[Any]
 
 class Question:
     """What a coroutine asked."""
@@ -126,7 +126,7 @@ def erpc(
 def ask_call(
     name: str, arguments: Sequence[Any], node: str | None, wake: Callable[[], object], /
 ) -> Question:
-    """Asks and returns; the node's loop thread calls `wake` when there is an answer."""
+    """Asks and returns; the node's loop thread calls `wake` when there is an answer. It leaves with the next flush()."""
 
 def ask_request(
     dest: Pid | str | tuple[str, str],
@@ -143,6 +143,9 @@ def ask_remote(
     wake: Callable[[], object],
     /,
 ) -> Question: ...
+def flush() -> None:
+    """Sends what was asked with ask_call since the last time."""
+
 def served() -> Pid | Atom | None:
     """For whom this code runs: the process, or its node where the process is not told."""
 

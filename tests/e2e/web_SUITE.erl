@@ -22,7 +22,8 @@ all() ->
      a_client_that_leaves_a_stream_stops_the_function_it_waits_for,
      websockets_carry_many_messages_through_erlang_in_order,
      a_server_that_stops_finishes_the_requests_it_has,
-     a_node_that_is_stopped_while_it_serves_ends_well].
+     a_node_that_is_stopped_while_it_serves_ends_well,
+     a_server_outlives_the_beam_that_started_it].
 
 init_per_suite(Config0) ->
     {ok, _} = application:ensure_all_started(inets),
@@ -264,3 +265,17 @@ a_node_that_is_stopped_while_it_serves_ends_well(Config) ->
     ok = sw_e2e:send_signal(Program, "TERM"),
     ?assertEqual(0, sw_e2e:await_exit(Program)),
     ?assertEqual(nomatch, re:run(sw_e2e:output(Program), "never retrieved|was destroyed")).
+
+a_server_outlives_the_beam_that_started_it(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = start_node(Context),
+    First = application_beam(Context, Node),
+    Other = application_beam(Context, Node),
+    Served = [{port, serve([{node, Node}, {beam, First} | Config])} | Config],
+    Hello = {200, "someone 200", <<"{\"hello\":\"GOOD DAY ADA\"}">>},
+    ?assertEqual(Hello, get(Served, "/hello/ada")),
+    ok = sw_e2e:kill_beam(First),
+    ok = sw_e2e:eventually(fun() -> Hello =:= get(Served, "/hello/ada") orelse get(Served, "/hello/ada") end),
+    ok = stop([{node, Node}, {beam, Other} | Served]),
+    ok = sw_e2e:stop_beam(Other),
+    ok = sw_e2e:stop_node(Node).
