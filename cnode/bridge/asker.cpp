@@ -13,7 +13,7 @@ constexpr std::string_view kCallback = "py_callback";
 constexpr std::chrono::seconds kPatience{5};  // with a peer that knows no monitors
 
 constexpr std::chrono::microseconds kComeBack{200};  // for those who were answered together
-constexpr std::size_t kRemembered = 64;  // links a thread asked over
+constexpr std::size_t kRemembered = 64;              // links a thread asked over
 
 dist::RefKey key_of(const etf::Ref& ref) { return {0, ref.creation, ref.words}; }
 
@@ -141,7 +141,12 @@ void Asker::greet(const RemotePtr& remote) {
 }
 
 void Asker::look_for_coordinator(const RemotePtr& remote) {
-  if (find(remote->link) != remote) return;
+  {
+    const std::lock_guard lock(mutex_);
+    auto found = remotes_.find(remote->link);
+    if (found == remotes_.end() || found->second != remote) return;
+    if (remote->state != Remote::State::kAsking) return;  // it has introduced itself meanwhile
+  }
   const etf::Buffer name = dist::encode_atom(kCallback);
   watch(remote, dist::keep(name.bytes()));
   greet(remote);
@@ -209,6 +214,8 @@ bool Asker::on_coordinator(dist::Link& link, etf::Bytes message) {
   if (!remote) return true;
   const auto coordinator = std::make_shared<const dist::Raw8>(dist::keep(pid->raw));
   if (remote->coordinator && *remote->coordinator == *coordinator) return true;
+  // What the one before was asked it will not answer any more.
+  if (remote->coordinator) give_up(remote, dist::encode_atom("killed").bytes());
   watch(remote, *coordinator);
   remote->patience.reset();
   // What waited goes first: a call that finds the coordinator known may be behind one of those.

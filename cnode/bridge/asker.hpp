@@ -47,7 +47,7 @@ struct Question {
   };
 
   Kind kind = Kind::kCall;
-  bool from_thread = false;   // which waits for the answer, and may ask again at once
+  bool from_thread = false;    // which waits for the answer, and may ask again at once
   bool expected_back = false;  // by the asker, once it is answered; written before `told`
   std::uint64_t id = 0;
   mailbox::WaiterPtr waiter;

@@ -64,8 +64,8 @@ struct Call {
   std::string caller;     // kFreeNamespace: the pid
 
   std::shared_ptr<Served> served;  // of one that runs as a task
-  void* job = nullptr;       // kJob, owned, under the GIL: PyObject*
-  void* job_done = nullptr;  // likewise: called on the loop thread with (value, exception)
+  void* job = nullptr;             // kJob, owned, under the GIL: PyObject*
+  void* job_done = nullptr;        // likewise: called on the loop thread with (value, exception)
 
   std::atomic<bool> cancelled{false};
   mutable std::atomic<bool> done{false};  // answered, or nobody to answer

@@ -76,8 +76,7 @@ ServedPtr served_here(Runtime& runtime) {
   const py::Ref mark = py::Ref::steal(value);
   if (!mark || mark.get() == Py_None) return nullptr;
   if (PyCapsule_IsValid(mark.get(), kServedCapsule) != 0) {
-    const auto& served =
-        *static_cast<ServedPtr*>(PyCapsule_GetPointer(mark.get(), kServedCapsule));
+    const auto& served = *static_cast<ServedPtr*>(PyCapsule_GetPointer(mark.get(), kServedCapsule));
     return served->over.load(std::memory_order_relaxed) ? nullptr : served;
   }
   // A server's own: the process whose request it handles.

@@ -164,9 +164,7 @@ async def _ask(ask: Callable[[Callable[[], object]], Any], timeout: float | None
     return question.result()
 
 
-def _waker(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]
-) -> Callable[[], object]:
+def _waker(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> Callable[[], object]:
     if loop is _backend.native.event_loop():
         return functools.partial(_finish, future)
     return functools.partial(loop.call_soon_threadsafe, _finish, future)

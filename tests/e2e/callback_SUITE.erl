@@ -297,7 +297,7 @@ short_lived_threads_leave_nothing_behind(Config) ->
 %% --- Re-entry -----------------------------------------------------------------------------------------
 
 calls_that_call_back_find_a_worker_at_any_depth(Config) ->
-    Seconds = list_to_integer(os:getenv("REENTRY_SECONDS", "20")),
+    Seconds = list_to_integer(os:getenv("REENTRY_SECONDS", "10")),
     run(Config, fun(_) ->
         % Deeper than there are workers, and then many at once.
         ?assertEqual({ok, 100}, call(down, [100])),

@@ -639,7 +639,7 @@ a_link_process_that_is_killed_is_closed_channels(Config) ->
     end).
 
 %% Eight senders on two BEAMs, four threads and four coroutines, a bound that is nearly always
-%% reached: for CHANNEL_SECONDS, a minute under TSan.
+%% reached: for CHANNEL_SECONDS.
 many_senders_and_many_consumers_lose_double_and_reorder_nothing(Config) ->
     Seconds = list_to_integer(os:getenv("CHANNEL_SECONDS", "5")),
     #{name := Name} = Node = proplists:get_value(node, Config),

@@ -112,8 +112,17 @@ def opened(target: Target, flags: int = HIDDEN_FLAGS, name: str | None = None) -
 
 
 def linked(target: Target, flags: int = HIDDEN_FLAGS) -> RawPeer:
-    """A peer that was let in, on a link that works."""
-    return opened(target, flags).connect(target.cookie)
+    """A peer that was let in, on a link that works, and has heard the node's greeting to its py_callback."""
+    peer = opened(target, flags).connect(target.cookie)
+    greeting = peer.receive(PATIENCE)
+    if greeting.payload != (Atom("$py_hello"), py_of(peer)):
+        raise Refused(f"a greeting was due, not {short(greeting)}")
+    return peer
+
+
+def py_of(peer: RawPeer) -> Pid:
+    """The pid of `py`, the node's first process."""
+    return Pid(peer.node, 1, 0, peer.node_creation)
 
 
 def short(value: Any) -> str:
@@ -1071,6 +1080,197 @@ def channels_then_gone(target: Target, _: random.Random) -> Outcome:
     return still_serves(target)
 
 
+# What a peer says of its own accord that is due only when the node has asked for it.
+
+
+def to_py(peer: RawPeer, message: Any, sender: Pid | None = None) -> bytes:
+    return peer.frame_of((REG_SEND, sender or peer.pid(), EMPTY, Atom("py")), message)
+
+
+def results(name: str, make: Callable[[RawPeer], Any], *allowed: str, **options: Any) -> None:
+    """{'$py_results', Results}, asked for by nobody."""
+    frames(
+        f"results: {name}",
+        lambda p, c: [to_py(p, (Atom("$py_results"), make(p)))],
+        *(allowed or (CLOSED,)),
+        **options,
+    )
+
+
+DONE = (Atom("ok"), 1)
+
+results("an integer", lambda p: 5)
+results("a string", lambda p: Raw(b"k\0\2ab"))
+results("no items", lambda p: [], IGNORED)
+results("an item that is an integer", lambda p: [1])
+results("an item that is an empty tuple", lambda p: [()])
+results("an item of three", lambda p: [(1, DONE, DONE)])
+results("an id that is an atom", lambda p: [(Atom("id"), DONE)])
+results("an id that is a float", lambda p: [(1.0, DONE)])
+results("a negative id", lambda p: [(-1, DONE)])
+results("the largest id there is", lambda p: [((1 << 64) - 1, DONE)], IGNORED)
+results("an id that is no word", lambda p: [(1 << 64, DONE)])
+results("an id of 10,000 bytes", lambda p: [(1 << 80_000, DONE)])
+results("an improper list", lambda p: Improper(((1, DONE),), 2), IGNORED, CLOSED)
+results("a list cut short", lambda p: Raw(b"l\0\0\0\2" + encode((1, DONE))))
+results("a list of 2^32 - 1", lambda p: Raw(b"l\xff\xff\xff\xff"))
+results("a result cut short", lambda p: Raw(b"l\0\0\0\1h\2a\1m\xff\xff\xff\xffabc"))
+results("a result nested 100,000 deep", lambda p: [(1, nested(100_000)), (2, DONE)], IGNORED)
+results("an id nested 100,000 deep", lambda p: [(nested(100_000), DONE)])
+results("30,000 at once", lambda p: [(n, DONE) for n in range(30_000)], IGNORED)
+results("one of 10 MB", lambda p: [(1, bytes(10 << 20))], IGNORED)
+frames(
+    "results: 10,000 messages of them",
+    lambda p, c: [to_py(p, (Atom("$py_results"), [(n, DONE)])) for n in range(10_000)],
+    IGNORED,
+)
+frames(
+    "results: from somebody of another node",
+    lambda p, c: [to_py(p, (Atom("$py_results"), [(n, DONE) for n in range(100)]), stranger(p))],
+    IGNORED,
+    CLOSED,
+)
+
+
+def coordinators(name: str, make: Callable[[RawPeer], list[Any]], **options: Any) -> None:
+    """{'$py_callback', Pid}: the process that is to have the node's calls."""
+    frames(
+        f"coordinator: {name}",
+        lambda p, c: [to_py(p, (Atom("$py_callback"), pid)) for pid in make(p)],
+        IGNORED,
+        **options,
+    )
+
+
+coordinators("of another node", lambda p: [stranger(p)])
+coordinators("of the node itself", lambda p: [py_of(p)])
+coordinators("that is no pid", lambda p: [5, Atom("py_callback"), [p.pid()], p.ref(), nested(5000)])
+coordinators("cut short", lambda p: [Raw(b"X" + encode(Atom(p.name)) + bytes(5))])
+coordinators("the same, 10,000 times", lambda p: [p.pid(50)] * 10_000)
+coordinators(
+    "another each time, 100,000 times",
+    lambda p: [p.pid(n) for n in range(1, 100_001)],
+    weight=1,
+)
+
+
+@attack("coordinator: 100,000 of them by one who reads nothing, then gone", REPLIED, weight=1)
+def coordinators_then_gone(target: Target, _: random.Random) -> Outcome:
+    with linked(target) as peer:
+        stream = bytearray()
+        for number in range(1, 100_001):
+            body = to_py(peer, (Atom("$py_callback"), peer.pid(number)))
+            stream += struct.pack(">I", len(body)) + body
+        peer.send_bytes(bytes(stream))
+        peer.abort()
+    return still_serves(target)
+
+
+def io_requests(name: str, make: Callable[[RawPeer], list[Any]], *allowed: str) -> None:
+    """What somebody writes whose group leader is `py`; one reply is due to each that can be understood."""
+    frames(
+        f"io: {name}",
+        lambda p, c: [to_py(p, (Atom("io_request"), *each)) for each in make(p)],
+        *allowed,
+    )
+
+
+PUT = (Atom("put_chars"), Atom("unicode"), b"text")
+
+io_requests("text", lambda p: [(p.pid(), p.ref(), PUT)], REPLIED)
+io_requests(
+    "requests nobody knows",
+    lambda p: [(p.pid(), p.ref(), what) for what in (5, (), [], (1,), b"x", {}, p.pid())],
+    REPLIED,
+)
+io_requests("a request nested 100,000 deep", lambda p: [(p.pid(), 1, nested(100_000))], REPLIED)
+io_requests("a tag nested 100,000 deep", lambda p: [(p.pid(), nested(100_000), PUT)], IGNORED)
+io_requests("a tag of 1 MB", lambda p: [(p.pid(), bytes(1 << 20), PUT)], REPLIED)
+io_requests(
+    "a request cut short", lambda p: [(p.pid(), 1, Raw(b"h\xff"))], REPLIED, IGNORED, CLOSED
+)
+io_requests("a tag cut short", lambda p: [(p.pid(), Raw(b"h\xff"), PUT)], IGNORED, CLOSED)
+io_requests("for somebody of another node", lambda p: [(stranger(p), p.ref(), PUT)], IGNORED)
+io_requests("for what is no pid", lambda p: [(5, p.ref(), PUT), (Atom("me"), 1, PUT)], IGNORED)
+io_requests("with too much in it", lambda p: [(p.pid(), p.ref(), PUT, PUT)], IGNORED)
+io_requests("20,000 before an answer is read", lambda p: [(p.pid(), 1, PUT)] * 20_000, REPLIED)
+
+
+def own_ref(peer: RawPeer, number: int) -> Ref:
+    """A reference as the node makes them."""
+    return Ref(peer.node, peer.node_creation, (number, 0, 0))
+
+
+def unasked(name: str, make: Callable[[RawPeer, Ref], bytes]) -> None:
+    """10,000 signals that answer a question: of the references in them none is open."""
+
+    def bodies(peer: RawPeer, chance: random.Random) -> list[bytes]:
+        refs = (own_ref(peer, n) for n in range(5_000))
+        return [make(peer, ref) for own in refs for ref in (own, peer.ref())]
+
+    frames(f"unasked: {name}", bodies, IGNORED)
+
+
+def alias_of(ref: Ref) -> Improper:
+    return Improper((Atom("alias"),), ref)
+
+
+unasked("refused spawns", lambda p, r: p.frame_of((SPAWN_REPLY, r, py_of(p), 0, Atom("notsup"))))
+unasked("spawned processes", lambda p, r: p.frame_of((SPAWN_REPLY, r, py_of(p), 2, p.pid(9))))
+unasked(
+    "ends of processes",
+    lambda p, r: p.frame_of((MONITOR_P_EXIT, p.pid(9), py_of(p), r, Atom("gone"))),
+)
+unasked(
+    "ends of processes with a payload",
+    lambda p, r: p.frame_of((PAYLOAD_MONITOR_P_EXIT, Atom("name"), py_of(p), r), (Atom("gone"), 1)),
+)
+unasked(
+    "replies to an alias", lambda p, r: p.frame_of((ALIAS_SEND, p.pid(), r), (alias_of(r), DONE))
+)
+unasked(
+    "an alias's replies without its tag", lambda p, r: p.frame_of((ALIAS_SEND, p.pid(), r), DONE)
+)
+unasked(
+    "one reply under another's alias",
+    lambda p, r: p.frame_of((ALIAS_SEND, p.pid(), r), (alias_of(own_ref(p, 1)), DONE)),
+)
+unasked("replies to py", lambda p, r: to_py(p, (r, DONE)))
+unasked("replies to py under an alias", lambda p, r: to_py(p, (alias_of(r), DONE)))
+unasked("replies with more in their tag", lambda p, r: to_py(p, ([Atom("alias"), r], DONE)))
+
+
+def asked(name: str, answer_of: Callable[[RawPeer, int], Any]) -> None:
+    """Has the node ask this peer, and gives it a strange answer: the code that asked gets an error."""
+
+    def run(target: Target, _: random.Random) -> Outcome:
+        with linked(target) as peer:
+            peer.send_frame(to_py(peer, (Atom("$py_callback"), peer.pid(50))))
+            request = (Atom("call"), Atom("erlang"), Atom("call"), [b"anything"])
+            peer.send_frame(call_frame(peer, request))
+            while (message := peer.receive(PATIENCE)).control[0] in NO_ANSWERS:
+                pass
+            (_, [(_, number, *_)]) = message.payload
+            told = (Atom("$py_results"), [(number, answer_of(peer, number))])
+            return play(peer, [to_py(peer, told)], (REPLIED,))
+
+    ATTACKS.append(Attack(f"asked: {name}", (REPLIED,), run))
+
+
+asked("an integer for a result", lambda p, n: 5)
+asked("an unknown word", lambda p, n: Atom("no_such_word"))
+asked("an empty tuple", lambda p, n: ())
+asked("ok and nothing", lambda p, n: (Atom("ok"),))
+asked("ok and too much", lambda p, n: (Atom("ok"), 1, 2, 3))
+asked("a kind that is no word", lambda p, n: (5, 5, 5))
+asked("an unknown kind", lambda p, n: (Atom("odd"), b"why", {}))
+asked("a stack that is none", lambda p, n: (Atom("error"), b"why", Improper((1,), 2)))
+asked("a signal of nothing", lambda p, n: (Atom("signal"),))
+asked("a value nested 100,000 deep", lambda p, n: (Atom("ok"), nested(100_000)))
+asked("a value that is a map with a list as a key", lambda p, n: (Atom("ok"), {b"a": {(1,): 2}}))
+asked("a value with an atom that is no UTF-8", lambda p, n: (Atom("ok"), Raw(b"s\2\xff\xfe")))
+
+
 def compressed(name: str, make: Callable[[], bytes]) -> None:
     """A message that is compressed whole, which is legal behind a version byte."""
 
@@ -1140,6 +1340,9 @@ def samples(peer: RawPeer) -> list[bytes]:
             (Atom("send"), unknown_pid(peer), 5, (1, b"x")),
             (Atom("recv"), unknown_pid(peer), peer.ref(), 1000),
         ),
+        to_py(peer, (Atom("$py_results"), [(1, DONE), (2, Atom("timeout"))])),
+        to_py(peer, (Atom("$py_callback"), peer.pid(50))),
+        to_py(peer, (Atom("io_request"), peer.pid(), peer.ref(), PUT)),
         peer.frame_of((SEND, EMPTY, unknown_pid(peer)), (1, [2])),
         peer.frame_of((MONITOR_P, peer.pid(), Atom("py"), peer.ref())),
         peer.frame_of((DEMONITOR_P, peer.pid(), Atom("py"), peer.ref())),

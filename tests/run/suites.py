@@ -9,8 +9,9 @@ unreadable report counts as at least one failure, whatever its report says, and 
 is skipped only when the tree does not have it. The last line is "N passed, N failed"; the exit code is 1 if anything
 failed. Reports and logs stay in build/test-results.
 
-Environment: FUZZ_SECONDS for each fuzz target (15), CHANNEL_SECONDS for the channels under tsan (60), SOAK_SECONDS
-(60), TEST_TIMEOUT for one program (900), TEST_JOBS for programs run side by side (the number of processors).
+Environment: FUZZ_SECONDS for each fuzz target (15), CHANNEL_SECONDS for the channels under tsan (30), REENTRY_SECONDS
+for calls that call back (10), SOAK_SECONDS (60), TEST_TIMEOUT for one program (900), TEST_JOBS for programs run side by
+side (the number of processors).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ RESULTS = ROOT / "build" / "test-results"
 PYTHON = "/usr/bin/python3"
 Command = Sequence[str | Path]
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "15"))
-CHANNEL_SECONDS = int(os.environ.get("CHANNEL_SECONDS", "60"))
+CHANNEL_SECONDS = int(os.environ.get("CHANNEL_SECONDS", "30"))
+REENTRY_SECONDS = int(os.environ.get("REENTRY_SECONDS", "10"))
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "60"))
 TIMEOUT = float(os.environ.get("TEST_TIMEOUT", "900"))
 JOBS = int(os.environ.get("TEST_JOBS", "0")) or os.cpu_count() or 1
@@ -266,29 +268,32 @@ def suite_tsan() -> Count:
     count = catch_programs("tsan", SANITIZER_ENV, prefix, "threaded.txt")
     if (ROOT / "cnode/main/CMakeLists.txt").exists() and (failed := build("tsan", "sidewinder")):
         return count.add(failed)
-    return count.add(channels_under_tsan(prefix))
-
-
-def channels_under_tsan(prefix: list[str]) -> Count:
-    """The channels' long test with the whole node under tsan: the Python half of it is in no unit test."""
-    logs = RESULTS / "tsan-channels"
     case = "many_senders_and_many_consumers_lose_double_and_reorder_nothing"
-    command: Command = [*prefix, "rebar3", "ct", "--suite", "tests/e2e/channel_SUITE"]
-    command = [*command, "--case", case, "--logdir", logs, "--readable", "false"]
+    count.add(node_under_tsan(prefix, "channels", "channel_SUITE", case))
+    cases = "threads_and_coroutines_get_their_own_answers,calls_that_call_back_find_a_worker_at_any_depth"
+    return count.add(node_under_tsan(prefix, "calls", "callback_SUITE", cases))
+
+
+def node_under_tsan(prefix: list[str], what: str, suite: str, cases: str) -> Count:
+    """Long end-to-end tests with the whole node under tsan: the Python half of it is in no unit test."""
+    logs = RESULTS / f"tsan-{what}"
+    command: Command = [*prefix, "rebar3", "ct", "--suite", f"tests/e2e/{suite}"]
+    command = [*command, "--case", cases, "--logdir", logs, "--readable", "false"]
     logs.mkdir(parents=True, exist_ok=True)
     with private_epmd() as env:
         env |= SANITIZER_ENV | {
             "SIDEWINDER_BIN": str(ROOT / "build-tsan/sidewinder"),
             "CHANNEL_SECONDS": str(CHANNEL_SECONDS),
+            "REENTRY_SECONDS": str(REENTRY_SECONDS),
             "TSAN_OPTIONS": f"log_path={logs}/report second_deadlock_stack=1",
         }
-        outcome = run(command, RESULTS / "tsan-channels.log", env)
-    count = judge("channels under tsan", outcome, sorted(logs.glob("**/junit_report.xml")))
+        outcome = run(command, RESULTS / f"tsan-{what}.log", env)
+    count = judge(f"{what} under tsan", outcome, sorted(logs.glob("**/junit_report.xml")))
     for report in sorted(logs.glob("report.*")):
         text = report.read_text(errors="replace")
         print(text, flush=True)
         summary = next((line for line in text.splitlines() if line.startswith("SUMMARY: ")), "")
-        count.fail(f"channels under tsan: {summary}")
+        count.fail(f"{what} under tsan: {summary}")
     return count
 
 
