@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import weakref
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -127,11 +127,17 @@ def _finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-_flushing: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+class _Scheduled(threading.local):
+    """The loop of this thread that is to flush at the end of its turn."""
+
+    loop: asyncio.AbstractEventLoop | None = None
 
 
-def _flush(loop: asyncio.AbstractEventLoop) -> None:
-    _flushing.discard(loop)
+_scheduled = _Scheduled()
+
+
+def _flush() -> None:
+    _scheduled.loop = None
     _backend.native.flush()
 
 
@@ -140,9 +146,9 @@ async def _call(name: str, args: tuple[Any, ...], node: str | None) -> Any:
     future: asyncio.Future[None] = loop.create_future()
     native = _backend.native
     question = native.ask_call(name, args, node, _waker(loop, future))
-    if loop not in _flushing:  # the calls of one turn of a loop leave together
-        _flushing.add(loop)
-        loop.call_soon(_flush, loop)
+    if _scheduled.loop is not loop:  # the calls of one turn of a loop leave together
+        _scheduled.loop = loop
+        loop.call_soon(_flush)
     try:
         await future
     except BaseException:
@@ -166,7 +172,7 @@ async def _ask(ask: Callable[[Callable[[], object]], Any], timeout: float | None
 
 def _waker(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> Callable[[], object]:
     if loop is _backend.native.event_loop():
-        return functools.partial(_finish, future)
+        return functools.partial(future.set_result, None)  # of one that is cancelled: no error there
     return functools.partial(loop.call_soon_threadsafe, _finish, future)
 
 
