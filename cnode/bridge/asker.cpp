@@ -63,7 +63,7 @@ void Asker::tell(Question& question, Question::Told told, etf::Bytes reason) {
 // Into the books, unless the link has gone meanwhile.
 bool Asker::enter(const QuestionPtr& question, std::uint64_t link) {
   const std::lock_guard lock(mutex_);
-  if (link != 0 && !remotes_.contains(link)) return false;
+  if (closed_ || (link != 0 && !remotes_.contains(link))) return false;
   question->link = link;
   questions_[question->id] = question;
   if (question->kind != Question::Kind::kCall) by_ref_[key_of(question->ref)] = question->id;
@@ -80,6 +80,19 @@ QuestionPtr Asker::take(std::uint64_t link, const dist::RefKey& ref) {
   questions_.erase(found);
   by_ref_.erase(known);
   return question;
+}
+
+void Asker::close() {
+  std::vector<QuestionPtr> lost;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    remotes_.clear();
+    by_ref_.clear();
+    for (auto& [id, question] : questions_) lost.push_back(std::move(question));
+    questions_.clear();
+  }
+  for (const auto& question : lost) tell(*question, Question::Told::kNoConnection, {}, {});
 }
 
 std::size_t Asker::open() const {
@@ -394,7 +407,7 @@ void Asker::request(const QuestionPtr& question, const Target& target, etf::Buff
 }
 
 void Asker::deliver_here(const QuestionPtr& question, const Target& target, etf::Buffer message) {
-  enter(question, 0);
+  if (!enter(question, 0)) return tell(*question, Question::Told::kNoConnection, {}, {});
   auto shared = std::make_shared<etf::Buffer>(std::move(message));
   answers_.post([self = shared_from_this(), question, target, shared](dist::Node& node) {
     dist::Process* process = nullptr;

@@ -125,6 +125,8 @@ class Asker : public std::enable_shared_from_this<Asker> {
     threads_.fetch_add(1, std::memory_order_relaxed);
     return next_thread_.fetch_add(1, std::memory_order_relaxed);
   }
+  // The node stops: whoever waits hears kNoConnection, and so does who asks from now on.
+  void close();
   std::size_t open() const;  // questions
   std::size_t threads() const { return threads_.load(std::memory_order_relaxed); }
 
@@ -181,6 +183,7 @@ class Asker : public std::enable_shared_from_this<Asker> {
   mutable std::mutex mutex_;
   std::unordered_map<std::uint64_t, RemotePtr> remotes_;  // by link
   std::uint64_t greeted_ = 0;
+  bool closed_ = false;
   std::unordered_map<std::uint64_t, QuestionPtr> questions_;
   std::unordered_map<dist::RefKey, std::uint64_t, dist::KeyHash> by_ref_;
 };

@@ -204,6 +204,7 @@ void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
 }
 
 void Runtime::stop() {
+  asker_->close();
   pool_->stop();
   loop_->stop();
 }

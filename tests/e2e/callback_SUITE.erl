@@ -26,6 +26,7 @@ all() ->
      a_worker_that_may_not_wait_is_refused_and_nothing_deadlocks,
      the_thread_that_waits_hears_of_each_death_at_once,
      a_node_that_is_killed_in_mid_call_stops_its_functions,
+     a_node_that_is_stopped_tells_the_threads_that_wait,
      an_application_that_stops_is_noproc_and_one_that_starts_again_serves,
      gen_call_is_answered_or_told_why_not,
      erpc_reaches_a_beam_with_nothing_of_ours,
@@ -415,6 +416,24 @@ a_node_that_is_killed_in_mid_call_stops_its_functions(Config) ->
         ok = sw_e2e:eventually(fun() -> [] =:= coordinators() end)
     end),
     ok = sw_e2e:stop_beam(Beam).
+
+a_node_that_is_stopped_tells_the_threads_that_wait(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = #{name := Name, program := Program} = start_node(Context, []),
+    Beam = application_beam(Context, Node),
+    ok = sw_e2e:on(Beam, fun() ->
+        none = erpc:call(Name, callbacks, wait_in_threads, [self()]),
+        receive waiting -> ok after 5000 -> error(not_waiting) end,
+        sw_e2e:eventually(fun() -> asking(Name) =:= 2 end)
+    end),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    % They are no daemon threads: the node would not end before them.
+    ?assertEqual(0, sw_e2e:await_exit(Program)),
+    ?assertMatch([_, _], [Line || Line <- binary:split(sw_e2e:output(Program), <<"\n">>, [global]),
+                                  binary:match(Line, <<"a waiting thread was told">>) =/= nomatch]),
+    ok = sw_e2e:stop_beam(Beam).
+
+asking(Name) -> maps:get(<<"asking">>, erpc:call(Name, erlang, stats, [])).
 
 coordinators() ->
     [P || P <- processes(), {py_callback_link, _, _} <- [proc_lib:translate_initial_call(P)]].

@@ -346,3 +346,29 @@ def log_to_beam(text: str) -> None:
 def say(text: str) -> None:
     print(text)
     logging.getLogger("callbacks.test").warning("logged %s", text)
+
+
+class Silent(GenServer):
+    """Never answers."""
+
+    def handle_call(self, request: Any, sender: Any) -> Any:
+        return erlang.NO_REPLY
+
+
+def wait_in_threads(told: Pid) -> None:
+    """Threads that wait for ever: for Erlang, and for a process of this node."""
+    silent = Silent.start()
+
+    def work(wait: Any) -> None:
+        try:
+            wait()
+        except erlang.NoConnection:
+            print("a waiting thread was told")
+
+    waits = [
+        lambda: erlang.call("forever"),
+        lambda: erlang.gen_call(silent, Atom("x"), None),
+    ]
+    for wait in waits:
+        threading.Thread(target=work, args=(wait,)).start()
+    erlang.send(told, Atom("waiting"))
