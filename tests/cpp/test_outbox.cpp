@@ -59,14 +59,20 @@ Bytes large_reply(std::int64_t id) {
   return term([&](etf::Writer& out) { out.tuple(2).integer(id).binary(etf::Bytes(body)); });
 }
 
-// {'$py_replies', [Reply, ...]} from us to the process `to`, control tuple included.
-Bytes batch(const Bytes& to, const std::vector<Bytes>& replies) {
+// {Label, [Item, ...]} from us to the process `to`, control tuple included.
+Bytes batch(std::string_view label, const Bytes& to, const std::vector<Bytes>& items) {
   return term([&](etf::Writer& out) {
     dist::append_send_sender(out, kOurPid, to);
-    out.tuple(2).atom("$py_replies").list(static_cast<std::uint32_t>(replies.size()));
-    for (const Bytes& one : replies) out.raw(one);
+    out.tuple(2).atom(label).list(static_cast<std::uint32_t>(items.size()));
+    for (const Bytes& one : items) out.raw(one);
     out.nil();
   });
+}
+Bytes batch(const Bytes& to, const std::vector<Bytes>& replies) {
+  return batch("$py_replies", to, replies);
+}
+Bytes call_batch(const Bytes& to, const std::vector<Bytes>& items) {
+  return batch("$py_calls", to, items);
 }
 
 struct Box {
@@ -76,6 +82,10 @@ struct Box {
   Added add_reply(const Bytes& to, const Bytes& bytes) {
     etf::Reader in(to);
     return outbox.add_reply(*in.pid(), bytes);
+  }
+  Added add_call(const Bytes& to, const Bytes& bytes) {
+    etf::Reader in(to);
+    return outbox.add_call(*in.pid(), bytes);
   }
   const std::vector<Bytes>& sent() const { return link->stream.messages; }
 
@@ -193,6 +203,92 @@ TEST_CASE("large replies do not wait for each other", "[outbox]") {
   box.add_reply(pid(1), large_reply(2));
   box.outbox.flush();
   CHECK(box.sent() == std::vector<Bytes>{batch(pid(1), {large_reply(2)}), batch(pid(1), {huge})});
+}
+
+// --- calls beside replies
+// ----------------------------------------------------------------------------------------
+
+TEST_CASE("replies and calls do not mix, whoever they are for", "[outbox]") {
+  Box box;
+  const std::uint32_t to_calls = GENERATE(1u, 2u);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(box.add_reply(pid(1), reply(i)) == Added::kMore);
+    CHECK(box.add_call(pid(to_calls), reply(10 + i)) == Added::kMore);
+  }
+  box.outbox.flush();
+  CHECK(box.sent() ==
+        std::vector<Bytes>{batch(pid(1), {reply(0), reply(1), reply(2)}),
+                           call_batch(pid(to_calls), {reply(10), reply(11), reply(12)})});
+}
+
+TEST_CASE("a batch that is closed leaves the other kind open", "[outbox]") {
+  Box box;
+  box.add_reply(pid(1), reply(1));
+  box.add_call(pid(2), reply(11));
+  SECTION("calls to another process") {
+    box.add_call(pid(3), reply(12));
+    box.add_reply(pid(1), reply(2));
+    box.outbox.flush();
+    CHECK(box.sent() == std::vector<Bytes>{call_batch(pid(2), {reply(11)}),
+                                           batch(pid(1), {reply(1), reply(2)}),
+                                           call_batch(pid(3), {reply(12)})});
+  }
+  SECTION("replies to another process") {
+    box.add_reply(pid(3), reply(2));
+    box.add_call(pid(2), reply(12));
+    box.outbox.flush();
+    CHECK(box.sent() == std::vector<Bytes>{batch(pid(1), {reply(1)}), batch(pid(3), {reply(2)}),
+                                           call_batch(pid(2), {reply(11), reply(12)})});
+  }
+  SECTION("a large call") {
+    CHECK(box.add_call(pid(2), large_reply(12)) == Added::kFlushNow);
+    box.add_reply(pid(1), reply(2));
+    box.outbox.flush();
+    CHECK(box.sent() == std::vector<Bytes>{call_batch(pid(2), {reply(11)}),
+                                           batch(pid(1), {reply(1), reply(2)}),
+                                           call_batch(pid(2), {large_reply(12)})});
+  }
+}
+
+TEST_CASE("a message leaves behind the batches of both kinds that go to its process, and no other",
+          "[outbox]") {
+  Box box;
+  const Bytes to = pid(1);
+  etf::Reader in(to);
+  const std::uint64_t lane = dist::lane_of(*in.pid());
+  const Bytes message{104, 1, 97, 5, 97, 7};
+  SECTION("both go to it") {
+    box.add_reply(to, reply(1));
+    box.add_call(to, reply(11));
+    box.outbox.add(message_of({104, 1, 97, 5}, {97, 7}, lane));
+    box.add_reply(to, reply(2));
+    box.add_call(to, reply(12));
+    box.outbox.flush();
+    CHECK(box.sent() == std::vector<Bytes>{batch(to, {reply(1)}), call_batch(to, {reply(11)}),
+                                           message, batch(to, {reply(2)}),
+                                           call_batch(to, {reply(12)})});
+  }
+  SECTION("only the calls do") {
+    box.add_reply(pid(2), reply(1));
+    box.add_call(to, reply(11));
+    box.outbox.add(message_of({104, 1, 97, 5}, {97, 7}, lane));
+    box.add_reply(pid(2), reply(2));
+    box.add_call(to, reply(12));
+    box.outbox.flush();
+    CHECK(box.sent() == std::vector<Bytes>{call_batch(to, {reply(11)}), message,
+                                           batch(pid(2), {reply(1), reply(2)}),
+                                           call_batch(to, {reply(12)})});
+  }
+}
+
+TEST_CASE("each kind counts for itself towards a full batch", "[outbox]") {
+  Box box;
+  for (int i = 0; i < 255; ++i) {
+    CHECK(box.add_reply(pid(1), reply(i)) == Added::kMore);
+    CHECK(box.add_call(pid(1), reply(i)) == Added::kMore);
+  }
+  CHECK(box.add_call(pid(1), reply(255)) == Added::kFlushNow);
+  CHECK(box.add_reply(pid(1), reply(255)) == Added::kFlushNow);
 }
 
 TEST_CASE("an outbox is listed for flushing by the first who asks, until it is unlisted",

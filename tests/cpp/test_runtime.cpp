@@ -1,74 +1,21 @@
 // A whole node in this process, with Python, against raw peers.
-#include "tests/cpp/interpreter.hpp"
+#include "tests/cpp/program.hpp"
 
 #include <future>
 #include <map>
 #include <memory>
-#include <random>
 #include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "cnode/bridge/runtime.hpp"
 #include "tests/cpp/catch.hpp"
-#include "tests/cpp/node_support.hpp"
 
 using namespace node_support;
+using program::encoded;
+using program::Program;
 
 namespace {
-
-class Program {
- public:
-  explicit Program(std::size_t workers = 4) {
-    interpreter::start();
-    spdlog::set_level(spdlog::level::off);
-    bridge::RuntimeConfig config;
-    config.node = config_of("node@127.0.0.1");
-    config.pool.workers = workers;
-    config.pool.grace = 2s;
-    {
-      const py::GilGuard gil;
-      runtime = std::make_unique<bridge::Runtime>(context_, std::move(config));
-    }
-    runtime->start([](const std::string&) {});
-    thread_ = std::thread([this] { context_.run(); });
-  }
-  ~Program() {
-    runtime->stop();
-    context_.stop();
-    thread_.join();
-    const py::GilGuard gil;
-    runtime.reset();
-  }
-  Peer connect(const std::string& name = "peer@127.0.0.1") {
-    Peer peer(connect_to(runtime->node().port()), {.name = name});
-    peer.receive();  // the greeting to py_callback
-    return peer;
-  }
-  void run(std::function<void()> what) {
-    std::promise<void> done;
-    asio::post(context_, [&] {
-      what();
-      done.set_value();
-    });
-    done.get_future().get();
-  }
-
- private:
-  asio::io_context context_{1};
-  asio::executor_work_guard<asio::io_context::executor_type> work_ =
-      asio::make_work_guard(context_);
-  std::thread thread_;
-
- public:
-  std::unique_ptr<bridge::Runtime> runtime;
-};
-
-template <class Append>
-Bytes encoded(Append append) {
-  return Peer::control(append);
-}
 
 // {call, Module, Function, [Argument]}, with the id of a batch's item where there is one.
 Bytes call_of(const std::string& module, const std::string& function, double argument,

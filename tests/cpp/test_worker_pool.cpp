@@ -33,6 +33,16 @@ WorkerPool::Options options_of(std::size_t workers) {
   return options;
 }
 
+// What a call does that has asked Erlang something, until the answer, the gate, is there. False
+// when it may not wait. Under the GIL before and after.
+bool wait_for_answer(Gate& gate) {
+  const py::GilRelease released;
+  const WorkerPool::Waiting waiting;
+  if (waiting.refused()) return false;
+  gate.wait();
+  return true;
+}
+
 // A pool on a reactor of its own. What a call does is a function of the test's, which runs under
 // the GIL.
 class Pool {
@@ -90,6 +100,15 @@ class Pool {
     REQUIRE(started->wait());
     return made;
   }
+  // Has a worker wait for Erlang until `gate` opens; returns once it does.
+  CallPtr block(Gate& gate) {
+    const std::size_t before = pool->blocked();
+    auto made = call([&gate] { wait_for_answer(gate); });
+    REQUIRE(push(made));
+    REQUIRE(eventually([&] { return pool->blocked() == before + 1; }));
+    return made;
+  }
+  bool idle() { return pool->busy() == 0 && pool->waiting() == 0 && pool->blocked() == 0; }
 
   Reactor reactor;
   std::atomic<bool> unflushed{false};
@@ -584,6 +603,337 @@ TEST_CASE("stopping gives a wedged worker the grace period and no more", "[worke
   CHECK(std::chrono::steady_clock::now() - begin < 10s);
   end.open();
   CHECK(ended.wait());
+}
+
+// --- waiting for Erlang
+// ------------------------------------------------------------------------------------------
+
+TEST_CASE("a worker that waits is replaced, and what is queued runs meanwhile", "[worker_pool]") {
+  Gate answer;
+  Gate quick;
+  Pool over(options_of(1));
+  SECTION("what comes while it waits") {
+    over.block(answer);
+    CHECK(over.push([&] { quick.open(); }));
+  }
+  SECTION("what came before it waits") {
+    Gate queued;
+    Gate started;
+    REQUIRE(over.push([&] {
+      started.open();
+      queued.wait_without_gil();
+      wait_for_answer(answer);
+    }));
+    REQUIRE(started.wait());
+    CHECK(over.push([&] { quick.open(); }));
+    queued.open();
+  }
+  CHECK(quick.wait());
+  CHECK(over.pool->blocked() == 1);
+  CHECK(over.pool->threads() == 2);
+  answer.open();
+  CHECK(eventually([&] { return over.idle(); }));
+  CHECK(over.pool->completed() == 2);
+}
+
+TEST_CASE("a worker that waits stands for none: as many others work as there are workers",
+          "[worker_pool]") {
+  Gate answer;
+  Gate end;
+  std::atomic<int> started{0};
+  Pool over(options_of(2));
+  for (int i = 0; i < 3; ++i) over.block(answer);
+  std::vector<CallPtr> slow;
+  for (int i = 0; i < 3; ++i) {
+    slow.push_back(over.call([&] {
+      ++started;
+      end.wait_without_gil();
+    }));
+  }
+  REQUIRE(over.push_all(slow) == 3);
+  CHECK(eventually([&] { return started == 2; }));
+  CHECK(over.pool->waiting() == 1);
+  CHECK(over.pool->threads() == 5);
+  CHECK(over.pool->blocked() == 3);
+  end.open();
+  CHECK(eventually([&] { return started == 3; }));
+  answer.open();
+  CHECK(eventually([&] { return over.idle(); }));
+}
+
+TEST_CASE("no more workers wait than leave one at work; the last is refused and goes on",
+          "[worker_pool]") {
+  Gate answer;
+  std::atomic<int> refused{0};
+  std::atomic<int> answered{0};
+  auto options = options_of(1);
+  options.max_workers = 3;
+  Pool over(options);
+  std::vector<CallPtr> calls;
+  for (int i = 0; i < 10; ++i)
+    calls.push_back(over.call([&] { ++(wait_for_answer(answer) ? answered : refused); }));
+  REQUIRE(over.push_all(calls) == 10);
+  CHECK(eventually([&] { return refused == 8 && over.pool->blocked() == 2; }));
+  CHECK(over.pool->threads() == 3);
+  Gate quick;
+  CHECK(over.push([&] { quick.open(); }));
+  CHECK(quick.wait());
+  CHECK(over.pool->threads() == 3);
+  answer.open();
+  CHECK(eventually([&] { return over.idle(); }));
+  CHECK(answered == 2);
+}
+
+TEST_CASE("of two workers one may wait, and the other not", "[worker_pool]") {
+  Gate answer;
+  Gate quick;
+  std::atomic<int> refused{0};
+  auto options = options_of(1);
+  options.max_workers = 2;
+  Pool over(options);
+  over.block(answer);
+  REQUIRE(over.push([&] { refused += !wait_for_answer(answer); }));
+  REQUIRE(over.push([&] { quick.open(); }));
+  CHECK(quick.wait());
+  CHECK(refused == 1);
+  CHECK(over.pool->threads() == 2);
+  answer.open();
+  CHECK(eventually([&] { return over.idle(); }));
+}
+
+TEST_CASE("workers beyond those that are wanted end when they were idle, and the others stay",
+          "[worker_pool]") {
+  constexpr auto kIdle = 50ms;
+  Gate answer;
+  Gate end;
+  std::atomic<int> started{0};
+  auto options = options_of(3);
+  options.surplus_idle = kIdle;
+  Pool over(options);
+  // So many that all of them are idle together afterwards.
+  for (int i = 0; i < 8; ++i) over.block(answer);
+  std::vector<CallPtr> slow;
+  for (int i = 0; i < 3; ++i) {
+    slow.push_back(over.call([&] {
+      ++started;
+      end.wait_without_gil();
+    }));
+  }
+  REQUIRE(over.push_all(slow) == 3);
+  REQUIRE(eventually([&] { return started == 3; }));
+  CHECK(over.pool->threads() == 11);
+  answer.open();
+  end.open();
+  CHECK(eventually([&] { return over.pool->threads() <= 3; }));
+  std::this_thread::sleep_for(3 * kIdle);  // in which no more may end
+  CHECK(over.pool->threads() == 3);
+  CHECK(over.idle());
+
+  Gate again;
+  started = 0;
+  std::vector<CallPtr> more;
+  for (int i = 0; i < 3; ++i) {
+    more.push_back(over.call([&] {
+      if (++started == 3) again.open();
+      again.wait_without_gil();
+    }));
+  }
+  REQUIRE(over.push_all(more) == 3);
+  CHECK(again.wait());
+  CHECK(over.pool->threads() == 3);
+  CHECK(eventually([&] { return over.idle(); }));
+}
+
+TEST_CASE("waiting in a thread that is no worker does nothing", "[worker_pool]") {
+  auto options = options_of(1);
+  options.max_workers = 1;
+  Pool over(options);
+  const WorkerPool::Waiting here;
+  const WorkerPool::Waiting again;
+  CHECK_FALSE(here.refused());
+  CHECK_FALSE(again.refused());
+  CHECK(over.pool->blocked() == 0);
+  Gate quick;
+  CHECK(over.push([&] { quick.open(); }));
+  CHECK(quick.wait());
+  CHECK(over.pool->threads() == 1);
+}
+
+TEST_CASE(
+    "a worker that waits and does not end when it is cancelled is replaced once, and missed "
+    "by none of the counts",
+    "[worker_pool]") {
+  Gate answer;
+  std::atomic<bool> over_at_last{false};
+  auto options = options_of(1);
+  options.grace = 100ms;
+  options.surplus_idle = 50ms;
+  Pool over(options);
+  const CallPtr wedged = over.call([&] {
+    wait_for_answer(answer);
+    over_at_last = true;
+  });
+  REQUIRE(over.push(wedged));
+  REQUIRE(eventually([&] { return over.pool->blocked() == 1; }));
+  Gate quick;
+  REQUIRE(over.push([&] { quick.open(); }));
+  REQUIRE(quick.wait());  // by the one that took its place, which then stays
+  over.cancel(wedged);
+  CHECK(eventually([&] { return over.pool->replaced() == 1; }));
+  CHECK(over.pool->blocked() == 0);
+  CHECK(over.pool->busy() == 0);
+  CHECK(eventually([&] { return over.pool->threads() == 1; }));
+
+  answer.open();
+  REQUIRE(eventually([&] { return over_at_last.load(); }));
+  Gate second;
+  over.block(second);  // what the counts say decides whether there is anybody else
+  Gate last;
+  CHECK(over.push([&] { last.open(); }));
+  CHECK(last.wait());
+  CHECK(over.pool->blocked() == 1);
+  CHECK(over.pool->threads() == 2);
+  CHECK(over.pool->replaced() == 1);
+  second.open();
+  CHECK(eventually([&] { return over.idle() && over.pool->threads() == 1; }));
+}
+
+TEST_CASE("a worker that was given up on and waits afterwards counts as none", "[worker_pool]") {
+  Gate end;
+  Gate answer;
+  std::atomic<bool> waits{false};
+  auto options = options_of(1);
+  options.grace = 100ms;
+  options.max_workers = 2;
+  Pool over(options);
+  const CallPtr wedged = over.call([&] {
+    end.wait_without_gil();
+    waits = true;
+    wait_for_answer(answer);
+    waits = false;
+  });
+  REQUIRE(over.push(wedged));
+  REQUIRE(eventually([&] { return over.pool->busy() == 1; }));
+  over.cancel(wedged);
+  REQUIRE(eventually([&] { return over.pool->replaced() == 1; }));
+  end.open();
+  REQUIRE(eventually([&] { return waits.load(); }));
+  CHECK(over.pool->blocked() == 0);
+  Gate second;
+  over.block(second);  // the one of two that may wait
+  CHECK(over.pool->blocked() == 1);
+  answer.open();
+  CHECK(eventually([&] { return !waits; }));
+  second.open();
+  CHECK(eventually([&] { return over.idle(); }));
+}
+
+TEST_CASE("stopping waits for those that wait", "[worker_pool]") {
+  Gate answer;
+  std::atomic<bool> went_on{false};
+  Pool over(options_of(1));
+  REQUIRE(over.push([&] { went_on = wait_for_answer(answer); }));
+  REQUIRE(eventually([&] { return over.pool->blocked() == 1; }));
+  std::thread opener([&] {
+    eventually([&] { return over.pool->full(); });  // it is stopping
+    answer.open();
+  });
+  over.pool->stop();
+  opener.join();
+  CHECK(went_on);
+}
+
+TEST_CASE("jobs take their turn among the calls, and the bounds are not for them",
+          "[worker_pool]") {
+  Gate end;
+  std::mutex mutex;
+  std::vector<std::string> ran;
+  auto options = options_of(1);
+  options.queue.items = 2;
+  Pool over(options);
+  over.occupy(end);
+  const auto note = [&](const std::string& what) {
+    return over.call([&, what] {
+      const std::lock_guard lock(mutex);
+      ran.push_back(what);
+    });
+  };
+  CHECK(over.push(note("first call")));
+  over.pool->push_job(note("first job"));
+  over.pool->push_job(note("second job"));
+  CHECK_FALSE(over.push(note("refused")));
+  over.pool->push_internal(note("own"));
+  end.open();
+  CHECK(eventually([&] { return over.pool->completed() == 5 && over.idle(); }));
+  const std::lock_guard lock(mutex);
+  CHECK(ran == std::vector<std::string>{"own", "first call", "first job", "second job"});
+}
+
+TEST_CASE("a job wakes an idle pool, and one whose only worker is in a slow call",
+          "[worker_pool]") {
+  Gate end;
+  Gate ran;
+  Pool over(options_of(2));
+  SECTION("idle") {
+    REQUIRE(eventually([&] { return over.flushes == 2; }));
+  }
+  SECTION("in a slow call") { over.occupy(end); }
+  over.pool->push_job(over.call([&] { ran.open(); }));
+  CHECK(ran.wait());
+  end.open();
+  CHECK(eventually([&] { return over.idle(); }));
+}
+
+TEST_CASE(
+    "jobs that wait for jobs that wait, from many threads: all are run, by as few threads as "
+    "are allowed",
+    "[worker_pool][threads]") {
+  constexpr int kPushers = 3;
+  constexpr int kEach = 60;
+  constexpr int kDepth = 4;
+  std::atomic<int> ran{0};
+  std::atomic<int> refused{0};
+  std::atomic<std::size_t> most{0};
+  auto options = options_of(2);
+  options.max_workers = 6;
+  options.surplus_idle = 5ms;
+  Pool over(options);
+  // Asks for the next one and waits for it, as a function does that calls back through Erlang.
+  std::function<void(int, const std::shared_ptr<Gate>&)> run =
+      [&](int depth, const std::shared_ptr<Gate>& done) {
+        std::size_t seen = most;
+        const std::size_t threads = over.pool->threads();
+        while (threads > seen && !most.compare_exchange_weak(seen, threads)) {
+        }
+        if (depth < kDepth) {
+          auto next = std::make_shared<Gate>();
+          {
+            const py::GilRelease released;
+            over.pool->push_job(over.call([&run, depth, next] { run(depth + 1, next); }));
+          }
+          refused += !wait_for_answer(*next);
+        }
+        ++ran;
+        done->open();
+      };
+  std::vector<std::thread> pushers;
+  for (int i = 0; i < kPushers; ++i) {
+    pushers.emplace_back([&] {
+      for (int number = 0; number < kEach; ++number) {
+        auto done = std::make_shared<Gate>();
+        over.pool->push_job(over.call([&run, done] { run(1, done); }));
+        done->wait();
+      }
+    });
+  }
+  for (auto& pusher : pushers) pusher.join();
+  CHECK(eventually([&] { return ran == kPushers * kEach * kDepth && over.idle(); }));
+  CHECK(over.pool->completed() == kPushers * kEach * kDepth);
+  CHECK(refused > 0);
+  CHECK(most > 2);
+  CHECK(most <= 6);
+  CHECK(over.pool->blocked() == 0);
+  CHECK(eventually([&] { return over.pool->threads() == 2; }));
 }
 
 // --- many threads
