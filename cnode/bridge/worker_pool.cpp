@@ -402,7 +402,7 @@ void WorkerPool::run(Worker& worker) {
   PyGILState_Release(state);
   const std::lock_guard lock(mutex_);
   worker.ended = true;
-  if (!worker.abandoned) --live_;
+  if (!worker.abandoned && !worker.retired) --live_;
 }
 
 void WorkerPool::leave_user_code() {
@@ -437,6 +437,8 @@ bool WorkerPool::park(Worker& worker) {
       worker.wake.wait(lock, awake);
     } else if (!worker.wake.wait_for(lock, options_.surplus_idle, awake) && surplus()) {
       std::erase(idle_, &worker);
+      worker.retired = true;  // at once: the next one to look must not end for the same surplus
+      --live_;
       return false;
     }
   }

@@ -122,6 +122,7 @@ class WorkerPool {
     bool in_call = false;      // from taking a call to asking for the next
     bool interrupted = false;  // an exception was set in its thread
     bool waiting = false;      // for an answer from Erlang
+    bool retired = false;      // ends because there are more than needed
     bool abandoned = false;
     bool ended = false;
     Clock::time_point interrupt_at{};  // when it was asked to end
