@@ -70,12 +70,13 @@ bool Asker::enter(const QuestionPtr& question, std::uint64_t link) {
   return true;
 }
 
-QuestionPtr Asker::take(std::uint64_t link, const dist::RefKey& ref) {
+QuestionPtr Asker::take(std::uint64_t link, const dist::RefKey& ref,
+                        std::optional<Question::Kind> kind) {
   const std::lock_guard lock(mutex_);
   auto known = by_ref_.find({0, ref.creation, ref.words});
   if (known == by_ref_.end()) return nullptr;
   auto found = questions_.find(known->second);
-  if (found->second->link != link) return nullptr;
+  if (found->second->link != link || (kind && found->second->kind != *kind)) return nullptr;
   QuestionPtr question = std::move(found->second);
   questions_.erase(found);
   by_ref_.erase(known);
@@ -116,6 +117,7 @@ void Asker::link_up(const dist::LinkPtr& link) {
   remote->outbox = answers_.outbox(link->id());
   {
     const std::lock_guard lock(mutex_);
+    if (closed_) return;
     remotes_[remote->link] = remote;
   }
   greet(remote);
@@ -489,7 +491,7 @@ bool Asker::on_down(std::uint64_t link, const dist::RefKey& ref, etf::Bytes reas
 }
 
 void Asker::on_spawn_refused(std::uint64_t link, const dist::RefKey& ref, std::string_view reason) {
-  if (QuestionPtr question = take(link, ref))
+  if (QuestionPtr question = take(link, ref, Question::Kind::kRemote))
     tell(*question, Question::Told::kRefused, dist::encode_atom(reason).bytes());
 }
 

@@ -157,7 +157,8 @@ class Asker : public std::enable_shared_from_this<Asker> {
   RemotePtr find(std::uint64_t link) const;
   bool enter(const QuestionPtr& question, std::uint64_t link);
   void expect(std::size_t threads);
-  QuestionPtr take(std::uint64_t link, const dist::RefKey& ref);
+  QuestionPtr take(std::uint64_t link, const dist::RefKey& ref,
+                   std::optional<Question::Kind> kind = std::nullopt);
   void send_item(Remote& remote, const dist::Raw8& coordinator, etf::Bytes item);
   void demonitor(const Question& question);
   void deliver_here(const QuestionPtr& question, const Target& target, etf::Buffer message);

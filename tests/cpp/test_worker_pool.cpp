@@ -760,6 +760,90 @@ TEST_CASE("waiting in a thread that is no worker does nothing", "[worker_pool]")
   CHECK(over.pool->threads() == 1);
 }
 
+TEST_CASE(
+    "a worker that waits and does not end when it is cancelled is replaced once, and missed "
+    "by none of the counts",
+    "[worker_pool]") {
+  Gate answer;
+  std::atomic<bool> over_at_last{false};
+  auto options = options_of(1);
+  options.grace = 100ms;
+  options.surplus_idle = 50ms;
+  Pool over(options);
+  const CallPtr wedged = over.call([&] {
+    wait_for_answer(answer);
+    over_at_last = true;
+  });
+  REQUIRE(over.push(wedged));
+  REQUIRE(eventually([&] { return over.pool->blocked() == 1; }));
+  Gate quick;
+  REQUIRE(over.push([&] { quick.open(); }));
+  REQUIRE(quick.wait());  // by the one that took its place, which then stays
+  over.cancel(wedged);
+  CHECK(eventually([&] { return over.pool->replaced() == 1; }));
+  CHECK(over.pool->blocked() == 0);
+  CHECK(over.pool->busy() == 0);
+  CHECK(eventually([&] { return over.pool->threads() == 1; }));
+
+  answer.open();
+  REQUIRE(eventually([&] { return over_at_last.load(); }));
+  Gate second;
+  over.block(second);  // what the counts say decides whether there is anybody else
+  Gate last;
+  CHECK(over.push([&] { last.open(); }));
+  CHECK(last.wait());
+  CHECK(over.pool->blocked() == 1);
+  CHECK(over.pool->threads() == 2);
+  CHECK(over.pool->replaced() == 1);
+  second.open();
+  CHECK(eventually([&] { return over.idle() && over.pool->threads() == 1; }));
+}
+
+TEST_CASE("a worker that was given up on and waits afterwards counts as none", "[worker_pool]") {
+  Gate end;
+  Gate answer;
+  std::atomic<bool> waits{false};
+  auto options = options_of(1);
+  options.grace = 100ms;
+  options.max_workers = 2;
+  Pool over(options);
+  const CallPtr wedged = over.call([&] {
+    end.wait_without_gil();
+    waits = true;
+    wait_for_answer(answer);
+    waits = false;
+  });
+  REQUIRE(over.push(wedged));
+  REQUIRE(eventually([&] { return over.pool->busy() == 1; }));
+  over.cancel(wedged);
+  REQUIRE(eventually([&] { return over.pool->replaced() == 1; }));
+  end.open();
+  REQUIRE(eventually([&] { return waits.load(); }));
+  CHECK(over.pool->blocked() == 0);
+  Gate second;
+  over.block(second);  // the one of two that may wait
+  CHECK(over.pool->blocked() == 1);
+  answer.open();
+  CHECK(eventually([&] { return !waits; }));
+  second.open();
+  CHECK(eventually([&] { return over.idle(); }));
+}
+
+TEST_CASE("stopping waits for those that wait", "[worker_pool]") {
+  Gate answer;
+  std::atomic<bool> went_on{false};
+  Pool over(options_of(1));
+  REQUIRE(over.push([&] { went_on = wait_for_answer(answer); }));
+  REQUIRE(eventually([&] { return over.pool->blocked() == 1; }));
+  std::thread opener([&] {
+    eventually([&] { return over.pool->full(); });  // it is stopping
+    answer.open();
+  });
+  over.pool->stop();
+  opener.join();
+  CHECK(went_on);
+}
+
 TEST_CASE("jobs take their turn among the calls, and the bounds are not for them",
           "[worker_pool]") {
   Gate end;
