@@ -429,15 +429,22 @@ the_log_level_is_obeyed(Config) ->
     ?assertEqual([], [Line || Line <- lines(sw_e2e:output(Program)), matches(Line, "^[-0-9T:.]+ (info|warning|debug)")]),
     ok = sw_e2e:stop_node(Quiet).
 
+%% It is a line of the log, whatever the log's level; with the capture off, or no log, it goes out as it is.
 what_python_prints_is_not_lost(Config) ->
-    Node = #{program := Program} = sw_e2e:start_node(context(Config)),
-    bare(Config, Node, fun(N) ->
-        none = erpc:call(N, builtins, print, [<<"printed from a call">>]),
-        {ok, none} = gen_server:call({py, N}, {exec, <<"import sys\nsys.stderr.write('written to stderr\\n')">>})
-    end),
-    _ = sw_e2e:wait_line(Program, "^printed from a call$"),
-    _ = sw_e2e:wait_line(Program, "^written to stderr$"),
-    sw_e2e:stop_node(Node).
+    [begin
+        Node = #{program := Program} = sw_e2e:start_node_now(context(Config), #{args => Arguments}),
+        ok = sw_e2e:eventually(fun() -> bare(Config, Node, fun(N) -> net_adm:ping(N) end) =:= pong end),
+        bare(Config, Node, fun(N) ->
+            none = erpc:call(N, builtins, print, [<<"printed from a call">>]),
+            {ok, none} = gen_server:call({py, N}, {exec, <<"import sys\nsys.stderr.write('written to stderr\\n')">>})
+        end),
+        _ = sw_e2e:wait_line(Program, "^" ++ Before ++ "printed from a call$"),
+        _ = sw_e2e:wait_line(Program, "^" ++ Before ++ "written to stderr$"),
+        ok = sw_e2e:stop_node(Node)
+     end || {Arguments, Before} <- [{[], "2[-0-9T:.]+ (info|warning) "},
+                                    {["--log-level", "critical"], "2[-0-9T:.]+ critical "},
+                                    {["--capture", "off"], ""},
+                                    {["--log-level", "off"], ""}]].
 
 the_cookie_is_never_logged(Config) ->
     Node = #{name := Name, program := Program} = sw_e2e:start_node(context(Config), #{args => ["--log-level", "trace"]}),
