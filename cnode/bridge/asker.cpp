@@ -270,6 +270,7 @@ void Asker::call(const QuestionPtr& question, std::string_view node, etf::Buffer
   const auto link = node_->link_to(node);
   RemotePtr remote;
   std::shared_ptr<const dist::Raw8> coordinator;
+  std::optional<etf::Buffer> now;
   bool look = false;
   {
     const std::lock_guard lock(mutex_);
@@ -278,7 +279,9 @@ void Asker::call(const QuestionPtr& question, std::string_view node, etf::Buffer
       question->link = remote->link;
       questions_[question->id] = question;
       coordinator = remote->coordinator;
-      if (!coordinator) {
+      if (coordinator) {
+        now.emplace(std::move(item));
+      } else {
         remote->waiting.emplace_back(question->id, std::move(item));
         look = std::exchange(remote->state, Remote::State::kAsking) == Remote::State::kUnknown;
       }
@@ -289,8 +292,8 @@ void Asker::call(const QuestionPtr& question, std::string_view node, etf::Buffer
     answers_.post(
         [self = shared_from_this(), remote](dist::Node&) { self->look_for_coordinator(remote); });
   }
-  if (!coordinator) return;
-  send_item(*remote, *coordinator, item.bytes());
+  if (!now) return;
+  send_item(*remote, *coordinator, now->bytes());
   answers_.touched(remote->outbox);
 }
 

@@ -241,7 +241,7 @@ py::Ref AsyncLoop::make_task(Call& call, const py::Ref& coroutine) {
   if (!task) {
     const py::Error error = py::Error::fetch();
     if (PyContextVar_Reset(hooks_.served_variable, before.get()) < 0) PyErr_Clear();
-    throw error;
+    throw py::Error(error);
   }
   py::check_status(PyContextVar_Reset(hooks_.served_variable, before.get()));
   return task;

@@ -241,7 +241,7 @@ Channel::PeerPtr Channels::peer_of(const Origin& origin) {
   Channel::PeerPtr& known = peers_[dist::keep(origin.from.raw)];
   if (known && known->link == origin.link.id()) return known;
   // Of its own: should the link just go, monitor() itself may forget the sender.
-  const Channel::PeerPtr peer = known = std::make_shared<const Channel::Peer>(
+  Channel::PeerPtr peer = known = std::make_shared<const Channel::Peer>(
       Channel::Peer{origin.outbox, origin.link.id(), dist::keep(origin.from.raw)});
   if (watcher_ == 0) watcher_ = node_->create_process({}, true).id;
   dist::Process* watcher = node_->processes().find(watcher_);
