@@ -343,6 +343,8 @@ bool Asker::on_results(dist::Link& link, const Payload& payload, etf::Bytes mess
     const std::lock_guard lock(mutex_);
     for (std::uint32_t i = 0; i < *count; ++i) {
       auto item = in.term();
+      // Legal in a BEAM, and no reason to drop a link with the other answers: skip() checks the
+      // bytes as term() does and knows no limit, and whoever asked is told when it is decoded.
       const bool too_deep = !item && item.error().code == base::ErrorCode::kTooDeep;
       if (too_deep) item = in.skip();
       understood = static_cast<bool>(item);
