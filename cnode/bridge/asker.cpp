@@ -337,28 +337,32 @@ bool Asker::on_results(dist::Link& link, const Payload& payload, etf::Bytes mess
   if (auto label = in.atom(); !label) return false;
   auto count = in.list();
   if (!count) return false;
-  std::vector<std::pair<QuestionPtr, etf::Bytes>> told;
+  // Checked before the lock is taken: who asks meanwhile is not to wait for a large result.
+  std::vector<std::pair<std::uint64_t, etf::Bytes>> results;
   bool understood = true;
+  for (std::uint32_t i = 0; i < *count; ++i) {
+    auto item = in.term();
+    // Legal in a BEAM, and no reason to drop a link with the other answers: skip() checks the
+    // bytes as term() does but for the limit, and whoever asked is told when it is decoded.
+    if (!item && item.error().code == base::ErrorCode::kTooDeep) item = in.skip();
+    understood = static_cast<bool>(item);
+    if (!understood) break;
+    etf::Reader head(*item);
+    auto arity = head.tuple();
+    auto id = head.unsigned_integer();
+    understood = arity && *arity == 2 && id;
+    if (!understood) break;
+    results.emplace_back(*id, head.rest());
+  }
+  std::vector<std::pair<QuestionPtr, etf::Bytes>> told;
   {
     const std::lock_guard lock(mutex_);
-    for (std::uint32_t i = 0; i < *count; ++i) {
-      auto item = in.term();
-      // Legal in a BEAM, and no reason to drop a link with the other answers: skip() checks the
-      // bytes as term() does and knows no limit, and whoever asked is told when it is decoded.
-      const bool too_deep = !item && item.error().code == base::ErrorCode::kTooDeep;
-      if (too_deep) item = in.skip();
-      understood = static_cast<bool>(item);
-      if (!understood) break;
-      etf::Reader head(*item);
-      auto arity = head.tuple();
-      auto id = head.unsigned_integer();
-      understood = arity && *arity == 2 && id;
-      if (!understood) break;
-      auto found = questions_.find(*id);
+    for (const auto& [id, bytes] : results) {
+      auto found = questions_.find(id);
       if (found == questions_.end() || found->second->link != link.id() ||
           found->second->kind != Question::Kind::kCall)
         continue;
-      told.emplace_back(std::move(found->second), head.rest());
+      told.emplace_back(std::move(found->second), bytes);
       questions_.erase(found);
     }
   }

@@ -24,14 +24,6 @@ PyTypeObject* g_question_type = nullptr;
   py::throw_fetched();
 }
 
-[[noreturn]] void raise_no_connection(const char* why = nullptr) {
-  py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "NoConnection");
-  py::Ref error = why == nullptr ? py::check(PyObject_CallNoArgs(type.get()))
-                                 : py::check(PyObject_CallFunction(type.get(), "s", why));
-  PyErr_SetObject(type.get(), error.get());
-  py::throw_fetched();
-}
-
 [[noreturn]] void raise_overloaded(Runtime& runtime) {
   raise_erlang("ErlangError", runtime.codec().atom("error").get(),
                runtime.codec().atom("overloaded").get(), nullptr);
@@ -102,28 +94,6 @@ std::string peer_for_call(Runtime& runtime, PyObject* node) {
   std::string peer = runtime.asker().first_peer();
   if (peer.empty()) raise_no_connection("no peer runs the application");
   return peer;
-}
-
-Asker::Target target_argument(Runtime& runtime, PyObject* object) {
-  Asker::Target to;
-  etf::Pid pid;
-  if (runtime.codec().as_pid(object, pid)) {
-    to.node = pid.node;
-    to.pid = std::move(pid);
-    return to;
-  }
-  if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    to.name = text_argument(PyTuple_GET_ITEM(object, 0), "a process's name");
-    to.node = text_argument(PyTuple_GET_ITEM(object, 1), "a node's name");
-  } else if (PyUnicode_Check(object)) {
-    to.name = py::text_of(object);
-    to.node = runtime.node().name();
-  } else {
-    py::raise(PyExc_TypeError, "a process is a Pid, a name or (name, node)");
-  }
-  if (to.name.empty() || !etf::is_utf8(to.name, 255))
-    py::raise(PyExc_ValueError, "a process's name has 1 to 255 characters");
-  return to;
 }
 
 // --- questions

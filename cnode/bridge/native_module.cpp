@@ -12,34 +12,7 @@
 namespace bridge {
 namespace {
 
-// A pid, a name on this node, or (name, node).
-struct Destination {
-  std::optional<etf::Pid> pid;
-  std::string name;
-  std::string node;
-};
-
-Destination destination_argument(Runtime& runtime, PyObject* object) {
-  Destination to;
-  etf::Pid pid;
-  if (runtime.codec().as_pid(object, pid)) {
-    to.node = pid.node;
-    to.pid = std::move(pid);
-    return to;
-  }
-  if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    to.name = text_argument(PyTuple_GET_ITEM(object, 0), "a process's name");
-    to.node = text_argument(PyTuple_GET_ITEM(object, 1), "a node's name");
-    return to;
-  }
-  if (!PyUnicode_Check(object))
-    py::raise(PyExc_TypeError, "a process is a Pid, a name or (name, node)");
-  to.name = py::text_of(object);
-  to.node = runtime.node().name();
-  return to;
-}
-
-void send_message(Runtime& runtime, const Destination& to, PyObject* term) {
+void send_message(Runtime& runtime, const Asker::Target& to, PyObject* term) {
   etf::Bytes from = runtime.answers().py_pid();
   if (to.node == runtime.node().name()) {
     etf::Buffer message;
@@ -67,12 +40,7 @@ void send_message(Runtime& runtime, const Destination& to, PyObject* term) {
     return;
   }
   auto link = runtime.node().link_to(to.node);
-  if (!link) {
-    py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "NoConnection");
-    py::Ref error = py::check(PyObject_CallFunction(type.get(), "s", to.node.c_str()));
-    PyErr_SetObject(type.get(), error.get());
-    py::throw_fetched();
-  }
+  if (!link) raise_no_connection(to.node.c_str());
   dist::Message message;
   etf::Writer out(message.bytes);
   if (to.pid) {
@@ -141,7 +109,7 @@ PyObject* send(PyObject*, PyObject* arguments) {
     PyObject* term = nullptr;
     if (PyArg_ParseTuple(arguments, "OO", &to, &term) == 0) py::throw_fetched();
     Runtime& runtime = running();
-    send_message(runtime, destination_argument(runtime, to), term);
+    send_message(runtime, target_argument(runtime, to), term);
     return none();
   });
 }
@@ -162,7 +130,7 @@ PyObject* reply(PyObject*, PyObject* arguments) {
       runtime.codec().encode(term, answer_out, "reply");
       if (runtime.asker().on_reply(0, answer.bytes())) return none();
       py::Ref pair = py::check(PyTuple_Pack(2, tag, term));
-      Destination local;
+      Asker::Target local;
       local.pid = pid;
       local.node = pid.node;
       send_message(runtime, local, pair.get());
@@ -344,7 +312,7 @@ PyObject* monitor(PyObject*, PyObject* arguments) {
     if (PyArg_ParseTuple(arguments, "OO", &owner, &target) == 0) py::throw_fetched();
     Runtime& runtime = running();
     const etf::Pid pid = pid_argument(runtime, owner);
-    const Destination to = destination_argument(runtime, target);
+    const Asker::Target to = target_argument(runtime, target);
     const etf::Ref ref = runtime.node().make_ref();
     auto raw =
         std::make_shared<etf::Buffer>(to.pid ? encode_pid(*to.pid) : dist::encode_atom(to.name));
