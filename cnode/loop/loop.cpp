@@ -1,0 +1,379 @@
+#include "cnode/loop/loop.hpp"
+
+#include <pthread.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cmath>
+#include <system_error>
+
+#include "cnode/py/error.hpp"
+#include "cnode/py/gil.hpp"
+
+namespace loop {
+namespace {
+
+void drop(const Ready& ready) {
+  if (ready) Py_DECREF(ready.object());
+}
+
+bool cancelled(const Ready& ready) {
+  const Handle* handle = ready.handle();
+  return handle != nullptr && handle->cancelled;
+}
+
+std::uint64_t tag_of(int fd, std::uint32_t generation) {
+  return (static_cast<std::uint64_t>(generation) << 32U) | static_cast<std::uint32_t>(fd);
+}
+
+}  // namespace
+
+Loop::Loop(State& state, PyObject* object, std::unique_ptr<Poller> poller)
+    : state_(state),
+      object_(object),
+      poller_(std::move(poller)),
+      inbox_(std::make_shared<Inbox>(*poller_)) {
+  ++state_.loops;
+}
+
+Loop::~Loop() {
+  close();
+  --state_.loops;
+}
+
+char* Loop::buffer() {
+  if (!buffer_) buffer_.reset(new char[kBufferSize]);
+  return buffer_.get();
+}
+
+double Loop::time() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// --- scheduling
+
+void Loop::remember_source(Handle& handle) {
+  PyFrameObject* frame = PyEval_GetFrame();
+  if (frame == nullptr) return;
+  handle.source_traceback =
+      PyObject_CallOneArg(state_.extract_stack, reinterpret_cast<PyObject*>(frame));
+  if (handle.source_traceback == nullptr) PyErr_Clear();
+}
+
+int Loop::call_soon(PyObject* callback, PyObject* const* arguments, std::size_t count,
+                    PyObject* context, PyObject*& object) {
+  Handle* handle = new_handle(*this, callback, arguments, count, context);
+  if (handle == nullptr) return -1;
+  if (debug_) remember_source(*handle);
+  object = Py_NewRef(handle->self);
+  push(*handle);
+  return 0;
+}
+
+int Loop::call_at(double when, PyObject* callback, PyObject* const* arguments, std::size_t count,
+                  PyObject* context, PyObject*& object) {
+  Timer* timer = new_timer(*this, when, callback, arguments, count, context);
+  if (timer == nullptr) return -1;
+  if (debug_) remember_source(*timer);
+  object = Py_NewRef(timer->self);
+  timers_.push(*timer);
+  return 0;
+}
+
+void Loop::timer_cancelled(Timer& timer) {
+  if (timer.index == Timer::kNowhere) return;
+  if (Timer* gone = timers_.cancelled(timer)) {
+    Py_DECREF(gone->self);
+    return;
+  }
+  if (!timers_.wants_cleaning()) return;
+  std::vector<Timer*> gone;  // its own: what the references take with them may cancel more
+  timers_.clean(gone);
+  for (Timer* each : gone) Py_DECREF(each->self);
+}
+
+int Loop::call(Handle& handle) {
+  if (PyContext_Enter(handle.context) < 0) return report(handle);
+  handle.running = true;
+  PyObject* result = PyObject_Vectorcall(handle.callback, handle.arguments,
+                                         handle.count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+  handle.running = false;
+  if (result != nullptr) {
+    Py_DECREF(result);
+    return PyContext_Exit(handle.context) < 0 ? report(handle) : 0;
+  }
+  py::Error error = py::Error::fetch();
+  if (PyContext_Exit(handle.context) < 0) PyErr_Clear();
+  std::move(error).restore();
+  return report(handle);
+}
+
+int Loop::report(Handle& handle) {
+  if (must_leave()) return -1;
+  const py::Error error = py::Error::fetch();
+  PyObject* done = PyObject_CallFunctionObjArgs(state_.report_callback, object_, handle.self,
+                                                error.exception(), nullptr);
+  Py_XDECREF(done);
+  if (done != nullptr) return 0;
+  if (must_leave()) return -1;
+  PyErr_WriteUnraisable(object_);
+  return 0;
+}
+
+int Loop::run_handle(Handle& handle) {
+  if (handle.callback == nullptr || handle.context == nullptr) return 0;
+  const int status = call(handle);
+  if (handle.cancelled && handle.callback != nullptr) {  // by its own callback
+    Py_CLEAR(handle.callback);
+    while (handle.count > 0) Py_DECREF(handle.arguments[--handle.count]);
+  }
+  return status;
+}
+
+int Loop::run_in_debug(Handle& handle) {
+  PyObject_SetAttrString(object_, "_current_handle", handle.self);
+  const double began = time();
+  const int status = run_handle(handle);
+  const double took = time() - began;
+  if (status < 0) {
+    py::Error error = py::Error::fetch();
+    PyObject_SetAttrString(object_, "_current_handle", Py_None);
+    std::move(error).restore();
+    return -1;
+  }
+  PyObject_SetAttrString(object_, "_current_handle", Py_None);
+  if (took < slow_callback) return 0;
+  PyObject* done = PyObject_CallFunction(state_.report_slow, "OOd", object_, handle.self, took);
+  Py_XDECREF(done);
+  if (done == nullptr) PyErr_WriteUnraisable(object_);
+  return 0;
+}
+
+int Loop::run_ready(Ready ready) {
+  int status = 0;
+  if (Handle* handle = ready.handle()) {
+    if (!handle->cancelled) status = debug_ ? run_in_debug(*handle) : run_handle(*handle);
+  } else {
+    status = ready.job(*this, ready.object());
+  }
+  Py_DECREF(ready.object());
+  return status;
+}
+
+// --- one turn
+
+double Loop::until_next() {
+  if (stopping || !ready_.empty() || !inbox_->empty()) return 0;
+  while (!timers_.empty() && timers_.top().cancelled) Py_DECREF(timers_.pop().self);
+  if (timers_.empty()) return -1;
+  return std::max(0.0, timers_.top().when - time());
+}
+
+int Loop::take_events(Poller::Events events) {
+  for (const epoll_event& event : events) {
+    if (event.data.u64 == Poller::kWakeTag) {
+      poller_->woken();
+      continue;
+    }
+    const auto fd = static_cast<std::uint32_t>(event.data.u64);
+    if (fd >= watched_.size()) continue;
+    Watched& watched = watched_[fd];
+    if (tag_of(static_cast<int>(fd), watched.generation) != event.data.u64) continue;
+    // Errors and hang-ups are for both sides, as in selectors.EpollSelector.
+    for (const auto& [ready, mask] : {std::pair{&watched.read, ~std::uint32_t{EPOLLOUT}},
+                                      std::pair{&watched.write, ~std::uint32_t{EPOLLIN}}}) {
+      if (!*ready || (event.events & mask) == 0 || cancelled(*ready)) continue;
+      Py_INCREF(ready->object());
+      ready_.push(*ready);
+    }
+  }
+  return 0;
+}
+
+void Loop::take_due_timers() {
+  if (timers_.empty()) return;
+  const double now = time();
+  while (!timers_.empty() && timers_.top().when <= now) {
+    Timer& timer = timers_.pop();
+    push(timer);
+  }
+}
+
+int Loop::take_inbox() {
+  if (inbox_->empty()) return 0;
+  work_.clear();
+  inbox_->take(work_);
+  std::vector<Inbox::Work> taken;
+  taken.swap(work_);  // the work may run the loop again
+  for (auto& work : taken) work();
+  taken.clear();
+  if (work_.empty()) work_.swap(taken);
+  return 0;
+}
+
+int Loop::run_batch() {
+  for (std::size_t count = ready_.size(); count > 0 && !ready_.empty(); --count) {
+    if (run_ready(ready_.pop()) < 0) return -1;
+  }
+  return 0;
+}
+
+int Loop::end_turn() {
+  int status = 0;
+  while (!endings_.empty() && status == 0) {
+    ending_.swap(endings_);
+    std::size_t done = 0;
+    while (done < ending_.size() && status == 0) status = run_ready(ending_[done++]);
+    for (; done < ending_.size(); ++done) endings_.push_back(ending_[done]);
+    ending_.clear();
+  }
+  return status;
+}
+
+int Loop::turn(bool may_wait) {
+  ++turn_;
+  take_events(poller_->poll());
+  if (may_wait && ready_.empty()) {
+    inbox_->park();  // first: whoever comes after until_next() has looked wakes the loop
+    const double seconds = until_next();
+    if (seconds != 0) {
+      std::optional<Poller::Nanoseconds> limit;
+      if (seconds > 0 && seconds < kForever)
+        limit = Poller::Nanoseconds(static_cast<std::int64_t>(std::ceil(seconds * 1e9)));
+      Poller::Events events;
+      bool interrupted = false;
+      {
+        const py::GilRelease released;
+        events = poller_->wait(limit, interrupted);
+      }
+      inbox_->unpark();
+      if (interrupted && PyErr_CheckSignals() < 0) return -1;
+      take_events(events);
+    } else {
+      inbox_->unpark();
+    }
+  }
+  take_due_timers();
+  if (take_inbox() < 0) return -1;
+  const int status = run_batch();
+  if (status == 0) return end_turn();
+  // What leaves the loop must not leave data behind that was written before.
+  py::Error error = py::Error::fetch();
+  if (end_turn() < 0) PyErr_Clear();
+  std::move(error).restore();
+  return status;
+}
+
+int Loop::run() {
+  do {
+    if (turn(true) < 0) return -1;
+    if (PyErr_CheckSignals() < 0) return -1;
+  } while (!stopping);
+  return 0;
+}
+
+// --- descriptors
+
+int Loop::update(int fd, Watched& watched) {
+  const std::uint32_t wanted =
+      (watched.read ? std::uint32_t{EPOLLIN} : 0U) | (watched.write ? std::uint32_t{EPOLLOUT} : 0U);
+  if (wanted == watched.events) return 0;
+  int error = 0;
+  if (wanted == 0) {
+    poller_->remove(fd);
+    ++watched.generation;  // events that are on their way already are for nobody
+  } else if (watched.events == 0) {
+    error = poller_->add(fd, wanted, tag_of(fd, watched.generation));
+  } else {
+    error = poller_->change(fd, wanted, tag_of(fd, watched.generation));
+  }
+  if (error == 0) watched.events = wanted;
+  return error;
+}
+
+int Loop::watch(int fd, Side side, Ready ready, Ready& before) {
+  before = {};
+  int error = EBADF;
+  if (fd >= 0) {
+    if (static_cast<std::size_t>(fd) >= watched_.size())
+      watched_.resize(2 * static_cast<std::size_t>(fd) + 16);
+    Watched& watched = watched_[fd];
+    Ready& place = side == Side::kRead ? watched.read : watched.write;
+    before = place;
+    place = ready;
+    // The descriptor may have been closed and opened again behind our back: the set has forgotten
+    // it then.
+    if (before) watched.events &= ~(side == Side::kRead ? EPOLLIN : EPOLLOUT);
+    error = update(fd, watched);
+    if (error == 0) return 0;
+    place = before;
+    before = {};
+    if (place) watched.events |= side == Side::kRead ? EPOLLIN : EPOLLOUT;
+  }
+  drop(ready);
+  errno = error;
+  PyErr_SetFromErrno(PyExc_OSError);
+  return -1;
+}
+
+bool Loop::unwatch(int fd, Side side, Ready& before) {
+  before = {};
+  if (fd < 0 || static_cast<std::size_t>(fd) >= watched_.size()) return false;
+  Watched& watched = watched_[fd];
+  Ready& place = side == Side::kRead ? watched.read : watched.write;
+  if (!place) return false;
+  before = std::exchange(place, {});
+  if (update(fd, watched) != 0) {  // closed already: nothing is registered
+    watched.events = 0;
+    ++watched.generation;
+  }
+  return true;
+}
+
+Ready Loop::watcher(int fd, Side side) const {
+  if (fd < 0 || static_cast<std::size_t>(fd) >= watched_.size()) return {};
+  return side == Side::kRead ? watched_[fd].read : watched_[fd].write;
+}
+
+// --- the end
+
+void Loop::close() {
+  inbox_->close();
+  clear();
+  closed = true;
+}
+
+void Loop::clear() {
+  while (!ready_.empty()) drop(ready_.pop());
+  while (!timers_.empty()) {
+    Timer& timer = timers_.pop();
+    Py_DECREF(timer.self);
+  }
+  for (std::vector<Ready>* list : {&endings_, &ending_}) {
+    std::vector<Ready> gone;
+    gone.swap(*list);
+    for (const Ready& each : gone) drop(each);
+  }
+  for (std::size_t fd = 0; fd < watched_.size(); ++fd) {
+    Ready before;
+    if (unwatch(static_cast<int>(fd), Side::kRead, before)) drop(before);
+    if (unwatch(static_cast<int>(fd), Side::kWrite, before)) drop(before);
+  }
+}
+
+int Loop::traverse(visitproc visit, void* arg) {
+  for (std::size_t i = 0; i < ready_.size(); ++i) Py_VISIT(ready_.at(i).object());
+  for (std::size_t i = 0; i < timers_.size(); ++i) Py_VISIT(timers_.at(i).self);
+  for (const std::vector<Ready>* list : {&endings_, &ending_})
+    for (const Ready& each : *list)
+      if (each) Py_VISIT(each.object());
+  for (const Watched& watched : watched_) {
+    if (watched.read) Py_VISIT(watched.read.object());
+    if (watched.write) Py_VISIT(watched.write.object());
+  }
+  return 0;
+}
+
+}  // namespace loop

@@ -1,0 +1,113 @@
+// State: what one interpreter's copy of the module keeps: its types, names and the Python objects
+// it calls.
+//
+// Nothing here is shared between interpreters, so loops of sub-interpreters with a GIL of their own
+// never meet.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cnode/py/python.hpp"
+
+namespace loop {
+
+// Interned names: for each NAME a member `NAME`, whose text is the same.
+#define LOOP_NAMES(X)       \
+  X(_attach)                \
+  X(_check_callback)        \
+  X(_detach)                \
+  X(buffer_updated)         \
+  X(call_exception_handler) \
+  X(cancelled)              \
+  X(close)                  \
+  X(connection_lost)        \
+  X(connection_made)        \
+  X(context)                \
+  X(create_future)          \
+  X(data_received)          \
+  X(datagram_received)      \
+  X(done)                   \
+  X(eof_received)           \
+  X(error_received)         \
+  X(exception)              \
+  X(feed_data)              \
+  X(fileno)                 \
+  X(get_buffer)             \
+  X(getpeername)            \
+  X(getsockname)            \
+  X(message)                \
+  X(pause_reading)          \
+  X(pause_writing)          \
+  X(peername)               \
+  X(pipe_data_received)     \
+  X(protocol)               \
+  X(resume_writing)         \
+  X(set_exception)          \
+  X(set_result)             \
+  X(shutdown)               \
+  X(socket)                 \
+  X(sockname)               \
+  X(transport)
+
+struct TlsState;
+
+struct State {
+  PyTypeObject* loop_type;
+  PyTypeObject* handle_type;
+  PyTypeObject* timer_type;
+  PyTypeObject* stream_type;
+  PyTypeObject* datagram_type;
+
+  // From asyncio and from erlang_loop._glue, looked up when the module is made.
+  PyObject* handle_class;          // asyncio.Handle: its repr serves ours
+  PyObject* timer_class;           // asyncio.TimerHandle
+  PyObject* transport_class;       // asyncio.Transport
+  PyObject* datagram_class;        // asyncio.DatagramTransport
+  PyObject* buffered_class;        // asyncio.BufferedProtocol
+  PyObject* transport_socket;      // asyncio.trsock.TransportSocket
+  PyObject* socket_class;          // socket.socket
+  PyObject* extract_stack;         // asyncio.format_helpers.extract_stack
+  PyObject* stream_protocol_data;  // asyncio.StreamReaderProtocol.data_received
+  PyObject* stream_reader_feed;    // asyncio.StreamReader.feed_data
+  PyObject* report_callback;       // _glue: a callback raised
+  PyObject* report_slow;           // _glue: a callback took long
+  PyObject* transport_repr;        // _glue: repr of a transport
+  PyObject* unclosed;              // _glue: ResourceWarning of a transport
+  PyObject* report_fatal;          // _glue: a transport's fatal error
+  PyObject* warn_lost_writes;      // _glue: writes to a connection that is gone
+  PyObject* sendfile_try_native;   // asyncio.constants._SendfileMode.TRY_NATIVE
+  PyObject* call_callback_names;   // ("context",): the only keyword of call_soon and its like
+  PyObject* empty_bytes;
+
+#define LOOP_DECLARE_NAME(name) PyObject* name;
+  struct Names {
+    LOOP_NAMES(LOOP_DECLARE_NAME)
+  } names;
+#undef LOOP_DECLARE_NAME
+
+  // Where native fields begin in objects whose base is a Python class.
+  std::size_t timer_offset;
+  std::size_t stream_offset;
+  std::size_t datagram_offset;
+
+  // Handles that nobody holds any more, kept for the next callback.
+  struct FreeList* free_handles;
+  struct FreeList* free_timers;
+
+  // Live native objects, for tests that look for leaks.
+  std::int64_t handles;
+  std::int64_t timers;
+  std::int64_t transports;
+  std::int64_t loops;
+
+  TlsState* tls;
+};
+
+State* state_of(PyObject* module);
+// The state of the module that made `type` or one of its bases; never null for our own types.
+State* state_of_type(PyTypeObject* type);
+
+extern PyModuleDef g_module;
+
+}  // namespace loop

@@ -1,0 +1,185 @@
+"""ErlangEventLoop: the native scheduler and transports under asyncio's own loop of Unix.
+
+What happens once a connection or less often (connecting, serving, executors, subprocesses, name resolution) is asyncio's,
+in the version that runs; what happens once a callback or a packet is native. See cnode/loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import selectors
+import socket
+import sys
+import threading
+from asyncio import events
+from types import ModuleType
+from typing import Any
+
+# Linked into the node under a name of its own, as built-in modules have no packages; an extension module elsewhere.
+_BUILT_IN = "_sidewinder_loop"
+
+
+def _load_core() -> ModuleType:
+    if _BUILT_IN not in sys.builtin_module_names:
+        return importlib.import_module("erlang_loop._core")
+    core = importlib.import_module(_BUILT_IN)
+    sys.modules["erlang_loop._core"] = core
+    return core
+
+
+_core: Any = _load_core()
+
+
+class _NoSelector(selectors.BaseSelector):
+    """In the place of the selector that asyncio's base class wants: the core has one of its own."""
+
+    def register(self, fileobj: Any, events: Any, data: Any = None) -> Any:
+        raise RuntimeError("ErlangEventLoop has no selector: use add_reader and add_writer")
+
+    def unregister(self, fileobj: Any) -> Any:
+        raise KeyError(fileobj)
+
+    def modify(self, fileobj: Any, events: Any, data: Any = None) -> Any:
+        raise KeyError(fileobj)
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+    def get_map(self) -> dict[Any, Any]:
+        return {}
+
+
+class ErlangEventLoop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+    """A complete asyncio event loop, native where it counts.
+
+    `isolated=True` asks for a loop of its own even on a node's loop thread; outside a node every loop is its own.
+    `driver` chooses how it waits: "epoll" in its own poll set, "asio" in an Asio io_context that watches that set.
+
+    Raises OSError when there are no descriptors left, ValueError for an unknown driver.
+    """
+
+    def __init__(self, *, isolated: bool = False, driver: str | None = None) -> None:
+        self.isolated = isolated
+        super(_core.Loop, self).__init__(_NoSelector())
+        self.slow_callback_duration = 0.1
+
+    # --- running
+
+    def run_forever(self) -> None:
+        """Run until stop() is called."""
+        state = self._enter()
+        try:
+            self._run()
+        finally:
+            self._leave(state)
+
+    def _enter(self) -> Any:
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        hooks = sys.get_asyncgen_hooks()
+        self._thread_id = threading.get_ident()
+        sys.set_asyncgen_hooks(
+            firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook
+        )
+        events._set_running_loop(self)
+        return hooks
+
+    def _leave(self, hooks: Any) -> None:
+        self._stopping = False
+        self._thread_id = None
+        events._set_running_loop(None)
+        self._set_coroutine_origin_tracking(False)
+        sys.set_asyncgen_hooks(*hooks)
+
+    def _run_once(self) -> None:
+        """Pump one iteration: wait until there is something to do, and run what is ready."""
+        self._pump(True)
+
+    def step(self, blocking: bool = False) -> tuple[float | None, bool]:
+        """Run one turn of the loop for a program that has a loop of its own.
+
+        Returns the seconds until the next timer (0.0 if something is ready, None if nothing is planned) and whether the
+        loop is idle, that is, has nothing to run before that time. Between steps, wait for `poll_fd()` to be readable
+        for at most that long. With `blocking` the turn waits for something to do.
+
+        Raises RuntimeError when the loop is closed or runs already.
+        """
+        self._pump(blocking)
+        seconds: float | None = self._until_next()
+        return seconds, seconds != 0
+
+    def _pump(self, may_wait: bool) -> None:
+        if self.is_running():  # as asyncio's own: a loop that runs may be turned from inside
+            self._turn(may_wait)
+            return
+        state = self._enter()
+        try:
+            self._turn(may_wait)
+        finally:
+            self._leave(state)
+
+    def close(self) -> None:
+        """Close the loop; what waits to be run is dropped."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        super(_core.Loop, self).close()
+        self._close_core()
+
+    # --- what the base class asks of its selector
+
+    def _make_self_pipe(self) -> None:
+        """Made when the first signal handler is: nothing else needs one."""
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self) -> None:
+        if self._ssock is None:
+            return
+        self._remove_reader(self._ssock.fileno())
+        self._ssock.close()
+        self._csock.close()
+        self._ssock = self._csock = None
+        self._internal_fds -= 1
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+        """Add a handler for a signal; main thread only.
+
+        Raises ValueError and RuntimeError as asyncio's own loop.
+        """
+        if self._csock is None and threading.current_thread() is threading.main_thread():
+            self._check_closed()
+            self._ssock, self._csock = socket.socketpair()
+            self._ssock.setblocking(False)
+            self._csock.setblocking(False)
+            self._internal_fds += 1
+            self._add_reader(self._ssock.fileno(), self._read_from_self)
+        if self._csock is None:  # says what asyncio says of other threads
+            with socket.socket() as unused:
+                self._csock = unused
+                try:
+                    super().add_signal_handler(sig, callback, *args)
+                finally:
+                    self._csock = None
+            return
+        super().add_signal_handler(sig, callback, *args)
+
+    def _add_callback(self, handle: Any) -> None:
+        if not handle._cancelled:
+            self.call_soon(handle._run)
+
+    def _ensure_fd_no_transport(self, fd: Any) -> None:
+        fileno = fd
+        if not isinstance(fileno, int):
+            try:
+                fileno = int(fileno.fileno())
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"Invalid file object: {fd!r}") from None
+        transport = self._transports.get(fileno)
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
