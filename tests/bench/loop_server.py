@@ -50,28 +50,35 @@ def nothing_of(_a: object, _b: object, _c: object) -> None:
     pass
 
 
-def many_a_turn(loop: Loop, callback: Callable[..., None], *args: object) -> int:
-    """A thousand callbacks are made ready, and the last one makes the next thousand ready."""
-    turns = 20
+def repeat(loop: Loop, turns: int, turn: Callable[[], None]) -> None:
+    """Runs one turn of the loop after the other, each with what the callback made ready."""
 
-    def turn() -> None:
+    def next_turn() -> None:
         nonlocal turns
-        for _ in range(1000):
-            loop.call_soon(callback, *args)
+        turn()
         turns -= 1
-        loop.call_soon(turn if turns else loop.stop)
+        loop.call_soon(next_turn if turns else loop.stop)
 
-    loop.call_soon(turn)
+    loop.call_soon(next_turn)
     loop.run_forever()
-    return 20_000
 
 
 def call_soon(loop: Loop) -> int:
-    return many_a_turn(loop, nothing)
+    def turn() -> None:
+        for _ in range(1000):
+            loop.call_soon(nothing)
+
+    repeat(loop, 20, turn)
+    return 20_000
 
 
 def call_soon_3(loop: Loop) -> int:
-    return many_a_turn(loop, nothing_of, 1, 2, 3)
+    def turn() -> None:
+        for _ in range(1000):
+            loop.call_soon(nothing_of, 1, 2, 3)
+
+    repeat(loop, 20, turn)
+    return 20_000
 
 
 def one_a_turn(loop: Loop) -> int:
@@ -108,17 +115,12 @@ def timer_fired(loop: Loop) -> int:
 
 def timer_cancelled(loop: Loop) -> int:
     """What a time-out that never happens costs, with the turns in which a loop may tidy up after it."""
-    turns = 20
 
     def turn() -> None:
-        nonlocal turns
         for _ in range(500):
             loop.call_later(60, nothing).cancel()
-        turns -= 1
-        loop.call_soon(turn if turns else loop.stop)
 
-    loop.call_soon(turn)
-    loop.run_forever()
+    repeat(loop, 20, turn)
     return 10_000
 
 
@@ -400,7 +402,10 @@ async def start(loop: Loop, workload: str, path: str, certificate: str) -> str:
     if workload == "unix_streams":
         kept.append(await asyncio.start_unix_server(stream_echo, path, backlog=1024))
         return path
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    # With its protocol named, as getaddrinfo does: else asyncio leaves its connections without TCP_NODELAY.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
     listener.setblocking(False)
     context: ssl.SSLContext | None = None
     if workload.startswith("tls"):
