@@ -214,9 +214,14 @@ int Loop::take_inbox() {
 }
 
 int Loop::run_batch() {
+  in_batch_ = true;
   for (std::size_t count = ready_.size(); count > 0 && !ready_.empty(); --count) {
-    if (run_ready(ready_.pop()) < 0) return -1;
+    if (run_ready(ready_.pop()) < 0) {
+      in_batch_ = false;
+      return -1;
+    }
   }
+  in_batch_ = false;
   return 0;
 }
 
@@ -335,6 +340,22 @@ bool Loop::unwatch(int fd, Side side, Ready& before) {
 Ready Loop::watcher(int fd, Side side) const {
   if (fd < 0 || static_cast<std::size_t>(fd) >= watched_.size()) return {};
   return side == Side::kRead ? watched_[fd].read : watched_[fd].write;
+}
+
+void Loop::own(int fd, PyObject* transport) {
+  if (static_cast<std::size_t>(fd) >= watched_.size())
+    watched_.resize(2 * static_cast<std::size_t>(fd) + 16);
+  watched_[static_cast<std::size_t>(fd)].owner = transport;
+}
+
+void Loop::disown(int fd, PyObject* transport) {
+  if (owner(fd) == transport && transport != nullptr)
+    watched_[static_cast<std::size_t>(fd)].owner = nullptr;
+}
+
+PyObject* Loop::owner(int fd) const {
+  if (fd < 0 || static_cast<std::size_t>(fd) >= watched_.size()) return nullptr;
+  return watched_[static_cast<std::size_t>(fd)].owner;
 }
 
 // --- the end

@@ -60,6 +60,13 @@ class Loop {
   // Who watches `fd`, without a reference.
   Ready watcher(int fd, Side side) const;
 
+  // The transport whose descriptor `fd` is: others may not watch it. Borrowed; null if there is
+  // none.
+  void own(int fd, PyObject* transport);
+  void disown(int fd, PyObject* transport);
+  PyObject* owner(int fd) const;
+
+  bool in_batch() const { return in_batch_; }
   // Runs `job` at the end of this turn, after everything that is ready now. Takes over the
   // reference.
   void at_end_of_turn(Job job, PyObject* object) { endings_.push_back({object, job}); }
@@ -96,6 +103,7 @@ class Loop {
     Ready read, write;
     std::uint32_t events = 0;  // registered with the poller
     std::uint32_t generation = 0;
+    PyObject* owner = nullptr;
   };
 
   int take_events(Poller::Events events);
@@ -122,6 +130,7 @@ class Loop {
   std::vector<Timer*> cancelled_;
   std::unique_ptr<char[]> buffer_;
   std::uint64_t turn_ = 0;
+  bool in_batch_ = false;  // callbacks run, and end_turn() comes after them
   bool debug_ = false;
 };
 

@@ -300,6 +300,22 @@ PyObject* add_writer(PyObject* self, PyObject* const* arguments, Py_ssize_t coun
 PyObject* remove_reader(PyObject* self, PyObject* fd) { return remove(self, fd, Side::kRead); }
 PyObject* remove_writer(PyObject* self, PyObject* fd) { return remove(self, fd, Side::kWrite); }
 
+PyObject* transport_of(PyObject* self, PyObject* descriptor) {
+  const int fd = static_cast<int>(PyLong_AsLong(descriptor));
+  if (fd == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  PyObject* owner = of(self).owner(fd);
+  return Py_NewRef(owner == nullptr ? Py_None : owner);
+}
+
+PyObject* set_owner(PyObject* self, PyObject* arguments) {
+  int fd = -1;
+  PyObject* transport = nullptr;
+  if (PyArg_ParseTuple(arguments, "iO", &fd, &transport) == 0) return nullptr;
+  if (fd < 0) Py_RETURN_NONE;
+  of(self).own(fd, transport == Py_None ? nullptr : transport);
+  Py_RETURN_NONE;
+}
+
 // --- attributes that asyncio's base classes set and read
 
 PyObject* get_closed(PyObject* self, void*) { return is_closed(self, nullptr); }
@@ -373,6 +389,8 @@ PyMethodDef g_methods[] = {
     {"_add_writer", method(add_writer), METH_FASTCALL, nullptr},
     {"_remove_reader", remove_reader, METH_O, nullptr},
     {"_remove_writer", remove_writer, METH_O, nullptr},
+    {"_transport_of", transport_of, METH_O, nullptr},
+    {"_set_owner", set_owner, METH_VARARGS, nullptr},
     {}};
 
 PyGetSetDef g_attributes[] = {

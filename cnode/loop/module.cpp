@@ -6,6 +6,7 @@
 #include "cnode/loop/handle.hpp"
 #include "cnode/loop/loop.hpp"
 #include "cnode/loop/state.hpp"
+#include "cnode/loop/stream.hpp"
 #include "cnode/py/error.hpp"
 
 namespace loop {
@@ -99,6 +100,7 @@ int execute(PyObject* module) {
     return -1;
   }
   if (handle_exec(module, state) < 0) return -1;
+  if (stream_exec(module, state) < 0) return -1;
   return loop_exec(module, state);
 }
 
@@ -110,7 +112,8 @@ PyObject* debug_counters(PyObject* module, PyObject*) {
                        static_cast<long long>(state.transports));
 }
 
-PyMethodDef g_functions[] = {{"debug_counters", debug_counters, METH_NOARGS,
+PyMethodDef g_functions[] = {{"accept_streams", accept_streams, METH_VARARGS, nullptr},
+                             {"debug_counters", debug_counters, METH_NOARGS,
                               "debug_counters(): how many native objects live, by kind."},
                              {}};
 

@@ -17,6 +17,7 @@ namespace loop {
   X(_attach)                \
   X(_check_callback)        \
   X(_detach)                \
+  X(_stream_reader_wr)      \
   X(buffer_updated)         \
   X(call_exception_handler) \
   X(cancelled)              \

@@ -7,12 +7,13 @@ in the version that runs; what happens once a callback or a packet is native. Se
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import selectors
 import socket
 import sys
 import threading
-from asyncio import events
+from asyncio import constants, events, trsock
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,8 @@ def _load_core() -> ModuleType:
 
 
 _core: Any = _load_core()
+
+_USED_UP = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _NoSelector(selectors.BaseSelector):
@@ -180,6 +183,72 @@ class ErlangEventLoop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[mi
                 fileno = int(fileno.fileno())
             except (AttributeError, TypeError, ValueError):
                 raise ValueError(f"Invalid file object: {fd!r}") from None
-        transport = self._transports.get(fileno)
+        transport = self._transport_of(fileno) or self._transports.get(fileno)
         if transport is not None and not transport.is_closing():
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
+
+    # --- transports
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+    ) -> Any:
+        return _core.StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _accept_connection(
+        self,
+        protocol_factory: Any,
+        sock: Any,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
+        if sslcontext is not None:
+            super()._accept_connection(
+                protocol_factory, sock, sslcontext, server, backlog, *rest, **options
+            )
+            return
+        try:
+            _core.accept_streams(self, protocol_factory, sock, server, backlog)
+        except OSError as error:
+            if error.errno not in _USED_UP:
+                raise
+            # Nothing else can be told, and the listener stays readable: try again in a while.
+            self.call_exception_handler(
+                {
+                    "message": "socket.accept() out of system resource",
+                    "exception": error,
+                    "socket": trsock.TransportSocket(sock),
+                }
+            )
+            self._remove_reader(sock.fileno())
+            self.call_later(
+                constants.ACCEPT_RETRY_DELAY,
+                self._start_serving,
+                protocol_factory,
+                sock,
+                sslcontext,
+                server,
+                backlog,
+                *rest,
+                **options,
+            )
+
+    async def _sendfile_native(self, transport: Any, file: Any, offset: int, count: Any) -> int:
+        descriptor = transport._sock_fd
+        resume = transport.is_reading()
+        transport.pause_reading()
+        await transport._make_empty_waiter()
+        self._set_owner(descriptor, None)  # sock_sendfile watches it meanwhile
+        try:
+            sent: int = await self.sock_sendfile(
+                transport._sock, file, offset, count, fallback=False
+            )
+            return sent
+        finally:
+            if transport._sock is not None:
+                self._set_owner(descriptor, transport)
+            transport._reset_empty_waiter()
+            if resume:
+                transport.resume_reading()
