@@ -282,8 +282,11 @@ int Loop::run() {
 // --- descriptors
 
 int Loop::update(int fd, Watched& watched) {
-  const std::uint32_t wanted =
+  std::uint32_t wanted =
       (watched.read ? std::uint32_t{EPOLLIN} : 0U) | (watched.write ? std::uint32_t{EPOLLOUT} : 0U);
+  const bool level = (watched.read && watched.read_trigger == Trigger::kLevel) ||
+                     (watched.write && watched.write_trigger == Trigger::kLevel);
+  if (wanted != 0 && !level) wanted |= EPOLLET;
   if (wanted == watched.events) return 0;
   int error = 0;
   if (wanted == 0) {
@@ -298,7 +301,7 @@ int Loop::update(int fd, Watched& watched) {
   return error;
 }
 
-int Loop::watch(int fd, Side side, Ready ready, Ready& before) {
+int Loop::watch(int fd, Side side, Ready ready, Ready& before, Trigger trigger) {
   before = {};
   int error = EBADF;
   if (fd >= 0) {
@@ -306,16 +309,21 @@ int Loop::watch(int fd, Side side, Ready ready, Ready& before) {
       watched_.resize(2 * static_cast<std::size_t>(fd) + 16);
     Watched& watched = watched_[fd];
     Ready& place = side == Side::kRead ? watched.read : watched.write;
+    Trigger& how = side == Side::kRead ? watched.read_trigger : watched.write_trigger;
+    const Trigger how_before = std::exchange(how, trigger);
+    const std::uint32_t events_before = watched.events;
     before = place;
     place = ready;
     // The descriptor may have been closed and opened again behind our back: the set has forgotten
     // it then.
     if (before) watched.events &= ~(side == Side::kRead ? EPOLLIN : EPOLLOUT);
+    if ((watched.events & (EPOLLIN | EPOLLOUT)) == 0) watched.events = 0;
     error = update(fd, watched);
     if (error == 0) return 0;
     place = before;
+    how = how_before;
     before = {};
-    if (place) watched.events |= side == Side::kRead ? EPOLLIN : EPOLLOUT;
+    watched.events = events_before;
   }
   drop(ready);
   errno = error;
@@ -340,6 +348,11 @@ bool Loop::unwatch(int fd, Side side, Ready& before) {
 Ready Loop::watcher(int fd, Side side) const {
   if (fd < 0 || static_cast<std::size_t>(fd) >= watched_.size()) return {};
   return side == Side::kRead ? watched_[fd].read : watched_[fd].write;
+}
+
+bool Loop::edge_triggered(int fd) const {
+  return fd >= 0 && static_cast<std::size_t>(fd) < watched_.size() &&
+         (watched_[static_cast<std::size_t>(fd)].events & EPOLLET) != 0;
 }
 
 void Loop::own(int fd, PyObject* transport) {

@@ -18,11 +18,14 @@
 #include "cnode/loop/inbox.hpp"
 #include "cnode/loop/poller.hpp"
 #include "cnode/loop/ready_queue.hpp"
+#include "cnode/loop/socket_budgets.hpp"
 #include "cnode/loop/timer_heap.hpp"
 
 namespace loop {
 
 enum class Side { kRead, kWrite };
+// Whether a watcher is told as long as its descriptor is ready, or once each time it becomes so.
+enum class Trigger { kLevel, kEdge };
 
 class Loop {
  public:
@@ -52,13 +55,14 @@ class Loop {
   int run_handle(Handle& handle);
   void timer_cancelled(Timer& timer);
 
-  // Level-triggered. Takes over the reference in `ready`; what was there before is given back to
-  // the caller. -1 with OSError set.
-  int watch(int fd, Side side, Ready ready, Ready& before);
+  // Takes over the reference in `ready`; what was there before is given back to the caller. -1 with
+  // OSError set. A descriptor is level-triggered unless both of its watchers want edges.
+  int watch(int fd, Side side, Ready ready, Ready& before, Trigger trigger = Trigger::kLevel);
   // False if nobody watched. What was there goes to the caller.
   bool unwatch(int fd, Side side, Ready& before);
   // Who watches `fd`, without a reference.
   Ready watcher(int fd, Side side) const;
+  bool edge_triggered(int fd) const;
 
   // The transport whose descriptor `fd` is: others may not watch it. Borrowed; null if there is
   // none.
@@ -92,6 +96,9 @@ class Loop {
   std::shared_ptr<Inbox> share_inbox() { return inbox_; }
   std::size_t timers() const { return timers_.size(); }
   std::size_t ready() const { return ready_.size(); }
+  // Greater than every descriptor that is watched.
+  int descriptors() const { return static_cast<int>(watched_.size()); }
+  SocketBudgets& budgets() { return budgets_; }
 
   int call_soon(PyObject* callback, PyObject* const* arguments, std::size_t count,
                 PyObject* context, PyObject*& handle);
@@ -103,6 +110,8 @@ class Loop {
     Ready read, write;
     std::uint32_t events = 0;  // registered with the poller
     std::uint32_t generation = 0;
+    Trigger read_trigger = Trigger::kLevel;
+    Trigger write_trigger = Trigger::kLevel;
     PyObject* owner = nullptr;
   };
 
@@ -129,9 +138,15 @@ class Loop {
   std::vector<Inbox::Work> work_;
   std::vector<Timer*> cancelled_;
   std::unique_ptr<char[]> buffer_;
+  SocketBudgets budgets_;
   std::uint64_t turn_ = 0;
   bool in_batch_ = false;  // callbacks run, and end_turn() comes after them
   bool debug_ = false;
+};
+
+// The object of the type made by loop_exec(). Methods of that type get no other.
+struct LoopObject {
+  PyObject_HEAD Loop* loop;
 };
 
 // The loop of an object of the type made by loop_exec(), or null with TypeError set.

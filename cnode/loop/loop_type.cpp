@@ -7,14 +7,11 @@
 #include <system_error>
 
 #include "cnode/loop/loop.hpp"
+#include "cnode/loop/sockets.hpp"
 #include "cnode/py/error.hpp"
 
 namespace loop {
 namespace {
-
-struct LoopObject {
-  PyObject_HEAD Loop* loop;
-};
 
 Loop& of(PyObject* self) { return *reinterpret_cast<LoopObject*>(self)->loop; }
 
@@ -286,9 +283,10 @@ PyObject* remove(PyObject* self, PyObject* descriptor, Side side) {
   if (fd < 0 && PyErr_Occurred() != nullptr) return nullptr;
   Ready before;
   if (!loop.unwatch(fd, side, before)) Py_RETURN_FALSE;
+  const bool waited = !idle_socket_watch(before, side);
   if (Handle* handle = before.handle()) cancel_handle(*handle);
   Py_DECREF(before.object());
-  Py_RETURN_TRUE;
+  return PyBool_FromLong(waited ? 1 : 0);
 }
 
 PyObject* add_reader(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {

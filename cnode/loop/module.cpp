@@ -5,6 +5,7 @@
 
 #include "cnode/loop/handle.hpp"
 #include "cnode/loop/loop.hpp"
+#include "cnode/loop/sockets.hpp"
 #include "cnode/loop/state.hpp"
 #include "cnode/loop/stream.hpp"
 #include "cnode/py/error.hpp"
@@ -19,7 +20,8 @@ template <typename Visit>
 int each(State& state, Visit visit) {
   for (PyObject** place :
        {&state.handle_class, &state.timer_class, &state.transport_class, &state.datagram_class,
-        &state.buffered_class, &state.transport_socket, &state.socket_class, &state.extract_stack,
+        &state.buffered_class, &state.transport_socket, &state.socket_class, &state.socket_family,
+        &state.socket_kind, &state.socket_proto, &state.extract_stack,
         &state.stream_protocol_data, &state.stream_reader_feed, &state.report_callback,
         &state.report_slow, &state.transport_repr, &state.unclosed, &state.report_fatal,
         &state.warn_lost_writes, &state.sendfile_try_native, &state.call_callback_names,
@@ -27,7 +29,8 @@ int each(State& state, Visit visit) {
     if (const int status = visit(*place)) return status;
   }
   for (PyTypeObject** place : {&state.loop_type, &state.handle_type, &state.timer_type,
-                               &state.stream_type, &state.datagram_type}) {
+                               &state.stream_type, &state.datagram_type,
+                               &state.socket_watch_type}) {
     auto* object = reinterpret_cast<PyObject*>(*place);
     const int status = visit(object);
     *place = reinterpret_cast<PyTypeObject*>(object);
@@ -71,6 +74,10 @@ void look_up(State& state) {
   state.buffered_class = from(asyncio, "BufferedProtocol");
   state.transport_socket = from(py::import("asyncio.trsock"), "TransportSocket");
   state.socket_class = from(py::import("socket"), "socket");
+  const py::Ref plain_socket = py::attribute(py::import("_socket").get(), "socket");
+  state.socket_family = from(plain_socket, "family");
+  state.socket_kind = from(plain_socket, "type");
+  state.socket_proto = from(plain_socket, "proto");
   state.extract_stack = from(py::import("asyncio.format_helpers"), "extract_stack");
   state.stream_protocol_data =
       from(py::attribute(asyncio.get(), "StreamReaderProtocol"), "data_received");
@@ -101,7 +108,8 @@ int execute(PyObject* module) {
   }
   if (handle_exec(module, state) < 0) return -1;
   if (stream_exec(module, state) < 0) return -1;
-  return loop_exec(module, state);
+  if (loop_exec(module, state) < 0) return -1;
+  return sockets_exec(module, state);
 }
 
 PyObject* debug_counters(PyObject* module, PyObject*) {

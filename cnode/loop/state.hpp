@@ -22,6 +22,7 @@ namespace loop {
   X(call_exception_handler) \
   X(cancelled)              \
   X(close)                  \
+  X(connect)                \
   X(connection_lost)        \
   X(connection_made)        \
   X(context)                \
@@ -37,13 +38,16 @@ namespace loop {
   X(get_buffer)             \
   X(getpeername)            \
   X(getsockname)            \
+  X(gettimeout)             \
   X(message)                \
   X(pause_reading)          \
   X(pause_writing)          \
   X(peername)               \
   X(pipe_data_received)     \
   X(protocol)               \
+  X(recv_into)              \
   X(resume_writing)         \
+  X(sendto)                 \
   X(set_exception)          \
   X(set_result)             \
   X(shutdown)               \
@@ -59,15 +63,19 @@ struct State {
   PyTypeObject* timer_type;
   PyTypeObject* stream_type;
   PyTypeObject* datagram_type;
+  PyTypeObject* socket_watch_type;
 
   // From asyncio and from erlang_loop._glue, looked up when the module is made.
-  PyObject* handle_class;          // asyncio.Handle: its repr serves ours
-  PyObject* timer_class;           // asyncio.TimerHandle
-  PyObject* transport_class;       // asyncio.Transport
-  PyObject* datagram_class;        // asyncio.DatagramTransport
-  PyObject* buffered_class;        // asyncio.BufferedProtocol
-  PyObject* transport_socket;      // asyncio.trsock.TransportSocket
-  PyObject* socket_class;          // socket.socket
+  PyObject* handle_class;      // asyncio.Handle: its repr serves ours
+  PyObject* timer_class;       // asyncio.TimerHandle
+  PyObject* transport_class;   // asyncio.Transport
+  PyObject* datagram_class;    // asyncio.DatagramTransport
+  PyObject* buffered_class;    // asyncio.BufferedProtocol
+  PyObject* transport_socket;  // asyncio.trsock.TransportSocket
+  PyObject* socket_class;      // socket.socket
+  PyObject* socket_family;     // the descriptors of its numbers
+  PyObject* socket_kind;
+  PyObject* socket_proto;
   PyObject* extract_stack;         // asyncio.format_helpers.extract_stack
   PyObject* stream_protocol_data;  // asyncio.StreamReaderProtocol.data_received
   PyObject* stream_reader_feed;    // asyncio.StreamReader.feed_data

@@ -17,6 +17,8 @@ from asyncio import constants, events, trsock
 from types import ModuleType
 from typing import Any
 
+from erlang_loop._sockets import SocketCalls
+
 # Linked into the node under a name of its own, as built-in modules have no packages; an extension module elsewhere.
 _BUILT_IN = "_sidewinder_loop"
 
@@ -56,7 +58,7 @@ class _NoSelector(selectors.BaseSelector):
         return {}
 
 
-class ErlangEventLoop(_core.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     """A complete asyncio event loop, native where it counts.
 
     `isolated=True` asks for a loop of its own even on a node's loop thread; outside a node every loop is its own.
