@@ -446,6 +446,23 @@ def test_writing_on_after_the_connection_is_lost_is_harmless_and_logged_after_a_
     assert texts == ["socket.send() raised exception."] * 6
 
 
+def test_ending_a_transport_that_is_at_its_end_already_is_nothing(our_factory: LoopFactory) -> None:
+    """The standard transport's abort() fails then."""
+
+    async def main() -> None:
+        async with recorded() as (protocol, transport, far):
+            transport.write(b"x" * BIG)
+            far.close()
+            await protocol.lost
+            for method in ("abort", "close", "write_eof", "pause_reading", "resume_reading"):
+                getattr(transport, method)()
+            assert transport.is_closing() and transport.get_write_buffer_size() == 0
+            await asyncio.sleep(0.001)
+            assert protocol.events[-1] == "lost"
+
+    run(our_factory, main)
+
+
 @pytest.mark.parametrize("how", ["close", "abort", "pause_reading", "set_protocol"])
 def test_a_transport_may_be_ended_or_changed_from_inside_data_received(
     loop_factory: LoopFactory, how: str
