@@ -10,8 +10,8 @@ is skipped only when the tree does not have it. The last line is "N passed, N fa
 failed. Reports and logs stay in build/test-results.
 
 Environment: FUZZ_SECONDS for each fuzz target (15), CHANNEL_SECONDS for the channels under tsan (30), REENTRY_SECONDS
-for calls that call back (10), SOAK_SECONDS (60), TEST_TIMEOUT for one program (900), TEST_JOBS for programs run side by
-side (the number of processors).
+for calls that call back (10), LOOP_CYCLES for the soak of the event loop (168), SOAK_SECONDS (60), TEST_TIMEOUT for one
+program (900), TEST_JOBS for programs run side by side (the number of processors).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ Command = Sequence[str | Path]
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "15"))
 CHANNEL_SECONDS = int(os.environ.get("CHANNEL_SECONDS", "30"))
 REENTRY_SECONDS = int(os.environ.get("REENTRY_SECONDS", "10"))
+LOOP_CYCLES = int(os.environ.get("LOOP_CYCLES", "168"))
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "60"))
 TIMEOUT = float(os.environ.get("TEST_TIMEOUT", "900"))
 JOBS = int(os.environ.get("TEST_JOBS", "0")) or os.cpu_count() or 1
@@ -344,20 +345,39 @@ def suite_fuzz() -> Count:
     return side_by_side(targets, one) if targets else Count().fail("tests/fuzz: no fuzz target")
 
 
-def suite_python() -> Count:
-    report = RESULTS / "python.xml"
+def pytest(name: str, python: str | Path, *arguments: str) -> Count:
+    report = RESULTS / f"{name}.xml"
     path = os.pathsep.join(filter(None, [str(ROOT / "python"), os.environ.get("PYTHONPATH")]))
-    command = [
-        PYTHON,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-        "tests/python",
-    ]
-    return judge("pytest", run(command, RESULTS / "python.log", {"PYTHONPATH": path}), [report])
+    command: Command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [*command, f"--junitxml={report}", *arguments]
+    outcome = run(command, RESULTS / f"{name}.log", {"PYTHONPATH": path})
+    return judge(f"pytest {name}", outcome, [report])
+
+
+def suite_python() -> Count:
+    return pytest("python", PYTHON, "tests/python")
+
+
+def suite_loop() -> Count:
+    """The event loop: CPython's own tests of asyncio, ours, the frameworks, and many loops in one process."""
+    count = conformance("loop-conformance").add(conformance("loop-conformance-debug", "--debug"))
+    count.add(pytest("loop", PYTHON, "tests/loop", "--ignore=tests/loop/apps"))
+    if any((ROOT / "tests/loop/apps").glob("test_*.py")):
+        count.add(pytest("loop-apps", ROOT / "build/test-venv/bin/python", "tests/loop/apps"))
+    soak: Command = [PYTHON, "tests/loop/soak.py", "--cycles", str(LOOP_CYCLES)]
+    outcome = run(soak, RESULTS / "loop-soak.log")
+    print(outcome.tail(3), flush=True)
+    if outcome.code != 0:
+        return count.fail(f"the soak of the event loop {outcome.describe()}")
+    return count.add(Count(passed=1))
+
+
+def conformance(name: str, *options: str) -> Count:
+    report = RESULTS / f"{name}.xml"
+    command: Command = [PYTHON, "tests/loop/conformance.py", "--report", report, *options]
+    command = [*command, "--logs", RESULTS / name, "--jobs", str(JOBS)]
+    outcome = run(command, RESULTS / f"{name}.log")
+    return judge(name, outcome, [report])
 
 
 @contextlib.contextmanager
@@ -455,6 +475,7 @@ SUITES = (
     Suite("tsan", suite_tsan, "tests/cpp/CMakeLists.txt"),
     Suite("fuzz", suite_fuzz, "tests/fuzz/CMakeLists.txt"),
     Suite("python", suite_python, "tests/python"),
+    Suite("loop", suite_loop, "tests/loop"),
     Suite("erlang", suite_erlang, "tests/erlang"),
     Suite("e2e", suite_e2e, "tests/e2e"),
     Suite("soak", suite_soak, "tests/soak/run"),
