@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "cnode/base/log.hpp"
+#include "cnode/loop/loop.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/gil.hpp"
 
@@ -24,7 +25,6 @@ void free_pending(PyObject* capsule) {
 
 }  // namespace
 
-PyMethodDef AsyncLoop::kReadable{"sidewinder_inbox", &AsyncLoop::on_readable, METH_NOARGS, nullptr};
 PyMethodDef AsyncLoop::kDone{"sidewinder_done", &AsyncLoop::on_done, METH_O, nullptr};
 PyMethodDef AsyncLoop::kFlush{"sidewinder_flush", &AsyncLoop::on_flush, METH_NOARGS, nullptr};
 
@@ -47,16 +47,16 @@ void AsyncLoop::stop() {
 }
 
 void AsyncLoop::push(Item item) {
-  bool first = false;
+  std::shared_ptr<loop::Inbox> wake;
   {
     const std::lock_guard lock(mutex_);
     if (state_ == State::kRunning || item.what == Item::What::kStop) {
-      first = inbox_.empty();
+      if (inbox_.empty()) wake = loop_inbox_;
       inbox_.push_back(std::exchange(item, {}));
     }
   }
   drop(item);  // outside the lock, as it may run Python
-  if (first) wakeup_.knock();
+  if (wake) wake->post([this] { drain(); });
 }
 
 void AsyncLoop::drop(Item& item) {
@@ -91,22 +91,26 @@ void AsyncLoop::run() {
   };
   try {
     py::Ref asyncio = py::import("asyncio");
-    py::Ref loop = py::check(PyObject_CallMethod(asyncio.get(), "new_event_loop", nullptr));
+    py::Ref loop =
+        py::check(PyObject_CallMethod(py::import("erlang_loop._loop").get(), "node_loop", nullptr));
     loop_ = loop.get();
     py::check(PyObject_CallMethod(asyncio.get(), "set_event_loop", "O", loop_));
     create_task_ = py::attribute(loop_, "create_task");
     call_soon_ = py::attribute(loop_, "call_soon");
     capsule_ = py::check(PyCapsule_New(this, kLoopCapsule, nullptr));
     flush_callback_ = py::check(PyCFunction_New(&kFlush, capsule_.get()));
-    py::Ref readable = py::check(PyCFunction_New(&kReadable, capsule_.get()));
-    py::check(PyObject_CallMethod(loop_, "add_reader", "iO", wakeup_.descriptor(), readable.get()));
+    loop::Loop* native = loop::loop_of(loop_);
+    if (native == nullptr) py::throw_fetched();
+    {
+      const std::lock_guard lock(mutex_);
+      loop_inbox_ = native->share_inbox();
+    }
     report(State::kRunning, {});
     py::Ref ended = py::Ref::steal(PyObject_CallMethod(loop_, "run_forever", nullptr));
     if (!ended) spdlog::error("the asyncio loop ended: {}", py::Error::fetch().describe().message);
     end_tasks(asyncio.get());
     py::check(PyObject_CallMethod(loop_, "stop", nullptr));
     py::check(PyObject_CallMethod(loop_, "run_forever", nullptr));
-    py::check(PyObject_CallMethod(loop_, "remove_reader", "i", wakeup_.descriptor()));
     py::check(PyObject_CallMethod(loop_, "close", nullptr));
   } catch (const py::Error& error) {
     const auto told = error.describe();
@@ -129,6 +133,7 @@ void AsyncLoop::run() {
   {
     const std::lock_guard lock(mutex_);
     if (state_ == State::kRunning) state_ = State::kStopped;
+    loop_inbox_.reset();
     left.swap(inbox_);
   }
   for (auto& item : left) drop(item);
@@ -151,11 +156,6 @@ void AsyncLoop::end_tasks(PyObject* asyncio) {
   py::check(PyObject_CallMethod(loop_, "run_until_complete", "O", waiting.get()));
 }
 
-PyObject* AsyncLoop::on_readable(PyObject* self, PyObject*) {
-  static_cast<AsyncLoop*>(PyCapsule_GetPointer(self, kLoopCapsule))->drain();
-  Py_RETURN_NONE;
-}
-
 PyObject* AsyncLoop::on_flush(PyObject* self, PyObject*) {
   auto* loop = static_cast<AsyncLoop*>(PyCapsule_GetPointer(self, kLoopCapsule));
   loop->flush_scheduled_ = false;
@@ -173,7 +173,6 @@ PyObject* AsyncLoop::on_done(PyObject* self, PyObject* task) {
 }
 
 void AsyncLoop::drain() {
-  wakeup_.clear();
   std::vector<Item> taken;
   {
     const std::lock_guard lock(mutex_);

@@ -1,6 +1,6 @@
 // AsyncLoop: the thread with the asyncio loop, where coroutines of all calls run.
 //
-//   workers (coroutines), reactor (cancellations) ── inbox + Wakeup ──▶ loop.add_reader ──▶ tasks
+//   workers (coroutines), reactor (cancellations) ── inbox ──▶ the loop's inbox ──▶ tasks
 //   ──▶ Invoker::finish
 //
 // Never held up by workers: when all of them are busy it takes the calls of coroutine functions out
@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "cnode/bridge/call.hpp"
-#include "cnode/mailbox/wakeup.hpp"
+#include "cnode/loop/inbox.hpp"
 #include "cnode/py/ref.hpp"
 
 namespace bridge {
@@ -68,19 +68,18 @@ class AsyncLoop {
   void task_done(Call& call, PyObject* task);
   void flush_soon();
 
-  static PyObject* on_readable(PyObject* self, PyObject*);
   static PyObject* on_done(PyObject* self, PyObject* task);
   static PyObject* on_flush(PyObject* self, PyObject*);
-  static PyMethodDef kReadable, kDone, kFlush;
+  static PyMethodDef kDone, kFlush;
 
   const Hooks hooks_;
-  mailbox::Wakeup wakeup_;
   std::thread thread_;
   std::mutex mutex_;
   std::condition_variable started_;
   enum class State { kIdle, kStarting, kRunning, kFailed, kStopped } state_ = State::kIdle;
   std::string failure_;
   std::vector<Item> inbox_;
+  std::shared_ptr<loop::Inbox> loop_inbox_;  // of the loop, while it runs
   std::atomic<std::size_t> tasks_{0};
 
   // Loop thread, under the GIL.

@@ -69,7 +69,8 @@ void look_up(State& state) {
   };
   state.handle_class = from(asyncio, "Handle");
   state.timer_class = from(asyncio, "TimerHandle");
-  state.transport_class = from(asyncio, "Transport");
+  // A Transport; the fallback of sendfile() asks for the mixin.
+  state.transport_class = from(py::import("asyncio.transports"), "_FlowControlMixin");
   state.datagram_class = from(asyncio, "DatagramTransport");
   state.buffered_class = from(asyncio, "BufferedProtocol");
   state.transport_socket = from(py::import("asyncio.trsock"), "TransportSocket");

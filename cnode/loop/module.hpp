@@ -5,3 +5,11 @@
 #include "cnode/py/python.hpp"
 
 extern "C" PyObject* PyInit__core();
+
+namespace loop {
+
+// The name under which a program that has the module linked in offers it: built-in modules have no
+// packages.
+inline constexpr const char* kBuiltIn = "_sidewinder_loop";
+
+}  // namespace loop

@@ -778,6 +778,9 @@ PyObject* get_protocol_attribute(PyObject* self, void*) { return or_none(of(self
 PyObject* get_lost(PyObject* self, void*) { return PyLong_FromLong(of(self).lost); }
 PyObject* get_closing(PyObject* self, void*) { return is_closing(self, nullptr); }
 PyObject* get_paused(PyObject* self, void*) { return PyBool_FromLong(of(self).paused ? 1 : 0); }
+PyObject* get_protocol_paused(PyObject* self, void*) {
+  return PyBool_FromLong(of(self).flow.paused ? 1 : 0);
+}
 PyObject* get_eof(PyObject* self, void*) { return PyBool_FromLong(of(self).eof ? 1 : 0); }
 PyObject* get_compatible(PyObject*, void*) { Py_RETURN_TRUE; }
 PyObject* get_sendfile(PyObject* self, void*) {
@@ -1010,7 +1013,8 @@ PyGetSetDef g_attributes[] = {{"_loop", get_loop, nullptr, nullptr, nullptr},
                               {"_closing", get_closing, nullptr, nullptr, nullptr},
                               {"_paused", get_paused, nullptr, nullptr, nullptr},
                               {"_eof", get_eof, nullptr, nullptr, nullptr},
-                              {"_start_tls_compatible", get_compatible, nullptr, nullptr, nullptr},
+                              {"_protocol_paused", get_protocol_paused, nullptr, nullptr, nullptr},
+    {"_start_tls_compatible", get_compatible, nullptr, nullptr, nullptr},
                               {"_sendfile_compatible", get_sendfile, nullptr, nullptr, nullptr},
                               {}};
 

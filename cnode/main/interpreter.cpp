@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "cnode/bridge/native_module.hpp"
+#include "cnode/loop/module.hpp"
 #include "cnode/py/error.hpp"
 
 namespace node_main {
@@ -71,7 +72,9 @@ void set_path(PyConfig& config, wchar_t** field, const fs::path& path) {
 void start_interpreter(const Config& config) {
   const std::string package = package_directory();
   if (!config.venv.empty()) check_venv(config.venv);
-  if (PyImport_AppendInittab(kBuiltIn, PyInit__native) < 0) throw ConfigError("python: no memory");
+  if (PyImport_AppendInittab(kBuiltIn, PyInit__native) < 0 ||
+      PyImport_AppendInittab(loop::kBuiltIn, PyInit__core) < 0)
+    throw ConfigError("python: no memory");
 
   PyConfig python;
   PyConfig_InitPythonConfig(&python);

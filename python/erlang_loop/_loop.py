@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import importlib
+import os
 import selectors
 import socket
 import sys
@@ -67,10 +68,24 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     Raises OSError when there are no descriptors left, ValueError for an unknown driver.
     """
 
+    def __new__(
+        cls, *, isolated: bool = False, driver: str | None = None
+    ) -> ErlangEventLoop:
+        if not isolated and cls is ErlangEventLoop and _node is not None and _node.here():
+            return _node
+        loop: ErlangEventLoop = super().__new__(cls, driver=driver)
+        return loop
+
     def __init__(self, *, isolated: bool = False, driver: str | None = None) -> None:
+        if hasattr(self, "isolated"):
+            return  # the node's, which was there before
         self.isolated = isolated
         super(_core.Loop, self).__init__(_NoSelector())
         self.slow_callback_duration = 0.1
+
+    def here(self) -> bool:
+        """Whether this is the loop that runs in the calling thread."""
+        return bool(self._thread_id == threading.get_ident())
 
     # --- running
 
@@ -142,15 +157,16 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     def _make_self_pipe(self) -> None:
         """Made when the first signal handler is: nothing else needs one."""
         self._ssock = self._csock = None
+        self._internal_fds += 1
 
     def _close_self_pipe(self) -> None:
+        self._internal_fds -= 1
         if self._ssock is None:
             return
         self._remove_reader(self._ssock.fileno())
         self._ssock.close()
         self._csock.close()
         self._ssock = self._csock = None
-        self._internal_fds -= 1
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
         """Add a handler for a signal; main thread only.
@@ -162,7 +178,6 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
             self._ssock, self._csock = socket.socketpair()
             self._ssock.setblocking(False)
             self._csock.setblocking(False)
-            self._internal_fds += 1
             self._add_reader(self._ssock.fileno(), self._read_from_self)
         if self._csock is None:  # says what asyncio says of other threads
             with socket.socket() as unused:
@@ -254,3 +269,13 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
             transport._reset_empty_waiter()
             if resume:
                 transport.resume_reading()
+
+
+_node: ErlangEventLoop | None = None
+
+
+def node_loop() -> ErlangEventLoop:
+    """Make the loop of a node's loop thread: the node calls this once."""
+    global _node
+    _node = ErlangEventLoop(isolated=True, driver=os.environ.get("SIDEWINDER_LOOP_DRIVER"))
+    return _node

@@ -18,7 +18,7 @@ def new_event_loop() -> ErlangEventLoop:
 
     Raises OSError when there are no descriptors left.
     """
-    return ErlangEventLoop()
+    return ErlangEventLoop(isolated=True)
 
 
 def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
@@ -60,7 +60,7 @@ class ErlangEventLoopPolicy(_Policy):  # type: ignore[misc, valid-type]
 
         Raises OSError when there are no descriptors left.
         """
-        return ErlangEventLoop()
+        return ErlangEventLoop(isolated=True)
 
 
 def install() -> None:

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cnode/bridge/native_module.hpp"
+#include "cnode/loop/module.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/gil.hpp"
 #include "tests/cpp/dist_support.hpp"
@@ -19,6 +20,7 @@ namespace interpreter {
 inline void start() {
   static const bool started = [] {
     PyImport_AppendInittab("erlang._native", PyInit__native);
+    PyImport_AppendInittab(loop::kBuiltIn, PyInit__core);
     PyPreConfig before;
     PyPreConfig_InitIsolatedConfig(&before);
     before.allocator = PYMEM_ALLOCATOR_MALLOC;  // so that sanitizers see each object

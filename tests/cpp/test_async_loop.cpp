@@ -277,12 +277,12 @@ TEST_CASE("what is started or posted after the stop is dropped", "[async_loop]")
 
 TEST_CASE("a loop that cannot be made is an error that says why", "[async_loop]") {
   Loop over;
-  REQUIRE(interpreter::run("import asyncio\n"
-                           "asyncio.kept = asyncio.new_event_loop\n"
+  REQUIRE(interpreter::run("from erlang_loop import _loop\n"
+                           "_loop.kept = _loop.node_loop\n"
                            "def refuse(): raise OSError('no descriptors left')\n"
-                           "asyncio.new_event_loop = refuse\n") == "");
+                           "_loop.node_loop = refuse\n") == "");
   CHECK_THROWS_WITH(over.loop->start(), ContainsSubstring("OSError: no descriptors left"));
-  CHECK(interpreter::run("import asyncio; asyncio.new_event_loop = asyncio.kept") == "");
+  CHECK(interpreter::run("from erlang_loop import _loop; _loop.node_loop = _loop.kept") == "");
 }
 
 TEST_CASE("tasks started and cancelled from many threads all come to something",
