@@ -109,8 +109,14 @@ def nothing_is_left_behind(
 ) -> Iterator[None]:
     before = support.Belongings()
     yield
-    request.node.funcargs.clear()
-    for when in ("setup", "call"):
-        caplog.get_records(when).clear()  # records keep the frames of the exceptions they report
+    logging_plugin = request.config.pluginmanager.get_plugin("logging-plugin")
+
+    def forget() -> None:
+        """What pytest itself keeps: values of fixtures, and records of the log with the frames of their exceptions."""
+        request.node.funcargs.clear()
+        for when in ("setup", "call", "teardown"):
+            caplog.get_records(when).clear()
+        logging_plugin.report_handler.records.clear()
+
     if request.node.stash.get(PASSED, False):  # a failure's traceback keeps whatever it met
-        before.expect_nothing_left()
+        before.expect_nothing_left(forget)

@@ -678,8 +678,8 @@ def test_a_loop_closed_with_connections_open_leaves_no_descriptor(
         await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
 
     loop.run_until_complete(connect())
-    loop.close()
     with pytest.warns(ResourceWarning, match="unclosed transport"):
+        loop.close()
         del loop
         gc.collect()
 
