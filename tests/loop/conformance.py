@@ -205,11 +205,8 @@ class Worker:
         """Writes the end of the process down as the result of the test that it was at."""
         if self.done and code == 0:
             return
-        verdict, told = (
-            ("hung", f"nothing moved for {self.time_out:.0f} s")
-            if code is None
-            else ("crashed", died(code))
-        )
+        limit = EXIT_TIME_OUT if self.done else self.time_out
+        verdict, told = "hung" if code is None else "crashed", died(code, limit)
         told += "\n" + self.tail()
         if self.running:
             self.results.append(Result(self.running, verdict, told))
@@ -225,7 +222,9 @@ class Worker:
         return "\n".join(text.rpartition(f"--- {self.running}\n")[2].splitlines()[-60:])
 
 
-def died(code: int) -> str:
+def died(code: int | None, limit: float) -> str:
+    if code is None:
+        return f"nothing moved for {limit:.0f} s"
     return (
         f"died of {signal.Signals(-code).name}" if code < 0 else f"the process exited with {code}"
     )
@@ -475,7 +474,8 @@ def may_have(module: str, tiers: str) -> bool:
 
 def parse(arguments: Sequence[str]) -> tuple[Options, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--loop", choices=("erlang", "asyncio", "uvloop"), default="erlang")
+    loops = f"{', '.join(worker.KNOWN)} or module:class"
+    parser.add_argument("--loop", default="erlang", help=loops)
     parser.add_argument(
         "--tiers", default="AB", help="A: I/O; B: the rest; W: the standard class's own tests"
     )
@@ -533,7 +533,7 @@ def run_all(modules: Sequence[str], options: Options) -> list[Result]:
         for run in pool.map(lambda module: judge_module(module, options), modules):
             results |= run.results
     extra: list[Result] = []
-    if options.loop == "erlang":
+    if options.loop.startswith("erlang"):
         known = [entry for entry in read_known(KNOWN_FAILURES) if entry.applies(options.debug)]
         extra += excuse(
             results,

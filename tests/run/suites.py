@@ -360,7 +360,9 @@ def suite_python() -> Count:
 
 def suite_loop() -> Count:
     """The event loop: CPython's own tests of asyncio, ours, the frameworks, and many loops in one process."""
-    count = conformance("loop-conformance").add(conformance("loop-conformance-debug", "--debug"))
+    count = conformance("loop-conformance")
+    # The other tier's tests switch debug mode on themselves, most of them.
+    count.add(conformance("loop-conformance-debug", "--debug", "--tiers", "A"))
     count.add(pytest("loop", PYTHON, "tests/loop", "--ignore=tests/loop/apps"))
     if any((ROOT / "tests/loop/apps").glob("test_*.py")):
         count.add(pytest("loop-apps", ROOT / "build/test-venv/bin/python", "tests/loop/apps"))
