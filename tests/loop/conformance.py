@@ -39,6 +39,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import conformance_worker as worker
 
@@ -122,37 +123,39 @@ def stop(number: int, _frame: object) -> None:
     os._exit(128 + number)
 
 
+def environment_of(options: Options, scratch: Path) -> dict[str, str]:
+    path = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    ours = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "TMPDIR": str(scratch)}
+    ours |= {"PYTHONASYNCIODEBUG": "1" if options.debug else ""}
+    return os.environ | ours
+
+
 class Worker:
     """One worker process: `watch` follows its events to the end, whichever end that is."""
 
     def __init__(
-        self, module: str, loop: str, options: Options, chosen: Sequence[str] | None, scratch: Path
+        self, module: str, loop: str, options: Options, only: Sequence[str] | None, scratch: Path
     ) -> None:
         self.module = module
         self.time_out = options.time_out
-        self.results: list[Result] = []
         self.plan: list[str] = []
+        self.results: list[Result] = []
         self.fixtures: list[Result] = []
         self.running = ""
         self.done = False
+        self.cut = ""  # the beginning of a line whose end is still to come
         self.events = scratch / "events"
         self.events.touch()
         self.log = scratch / "log"
-        environment = {
-            name: value for name, value in os.environ.items() if name != "PYTHONASYNCIODEBUG"
-        }
-        path = [str(ROOT / "python"), environment.get("PYTHONPATH", "")]
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, path)), "TMPDIR": str(scratch)}
-        environment |= {"PYTHONASYNCIODEBUG": "1"} if options.debug else {}
-        asked = scratch / "chosen"
-        asked.write_text(json.dumps(chosen))
+        asked = scratch / "only"
+        asked.write_text(json.dumps(only))
         program = [sys.executable, "-P", "-W", "default", worker.__file__]
         program += [module, loop, options.tiers, str(self.events), str(self.time_out)]
         with asked.open() as stdin, self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 program,
                 cwd=scratch,
-                env=environment,
+                env=environment_of(options, scratch),
                 stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -161,30 +164,34 @@ class Worker:
         sessions.add(self.process.pid)
 
     def watch(self) -> Worker:
-        try:
-            with self.events.open() as events:
-                moved = time.monotonic()
-                while self.process.poll() is None:
-                    if self.take(events.readlines()):
-                        moved = time.monotonic()
-                    # The worker itself writes down where every thread stands once time_out has passed.
-                    if time.monotonic() - moved > (
-                        EXIT_TIME_OUT if self.done else self.time_out + 1
-                    ):
-                        break
-                    time.sleep(0.02)
-                late = self.process.poll() is None
+        with self.events.open() as events:
+            try:
+                code = self.follow(events)
+            finally:
                 end_session(self.process.pid)
-                code = self.process.wait()
-                self.take(events.readlines())
-        finally:
-            end_session(self.process.pid)
-            self.process.wait()
-            sessions.discard(self.process.pid)
-        self.conclude(None if late else code)
+                self.process.wait()
+                sessions.discard(self.process.pid)
+            self.take(events.read())
+        self.conclude(code)
         return self
 
-    def take(self, lines: list[str]) -> bool:
+    def follow(self, events: TextIO) -> int | None:
+        """The exit code, or None when nothing has moved for too long."""
+        moved = time.monotonic()
+        while (code := self.process.poll()) is None:
+            if self.take(events.read()):
+                moved = time.monotonic()
+            # A second more than the worker waits itself, which then writes down where its threads stand.
+            if time.monotonic() - moved > self.limit() + 1:
+                return None
+            time.sleep(0.02)
+        return code
+
+    def limit(self) -> float:
+        return EXIT_TIME_OUT if self.done else self.time_out
+
+    def take(self, text: str) -> bool:
+        *lines, self.cut = (self.cut + text).split("\n")
         for line in lines:
             event = json.loads(line)
             kind = event.pop("event")
@@ -205,17 +212,13 @@ class Worker:
         """Writes the end of the process down as the result of the test that it was at."""
         if self.done and code == 0:
             return
-        limit = EXIT_TIME_OUT if self.done else self.time_out
-        verdict, told = "hung" if code is None else "crashed", died(code, limit)
-        told += "\n" + self.tail()
+        verdict = "hung" if code is None else "crashed"
+        message = f"{died(code, self.limit())}\n{self.tail()}"
         if self.running:
-            self.results.append(Result(self.running, verdict, told))
+            self.results.append(Result(self.running, verdict, message))
         else:
-            self.fixtures.append(
-                Result(
-                    f"{self.module}.{'at exit' if self.done else 'outside tests'}", verdict, told
-                )
-            )
+            where = "at exit" if self.done else "outside tests"
+            self.fixtures.append(Result(f"{self.module}.{where}", verdict, message))
 
     def tail(self) -> str:
         text = self.log.read_text(errors="replace")
@@ -247,6 +250,8 @@ def run_module(module: str, loop: str, options: Options, only: Sequence[str] | N
         run.results |= {result.id: result for result in ended.results + ended.fixtures}
         # Only a test that took the worker with it is stepped over; whatever else stopped one would stop the next too.
         only = [id for id in ended.plan if id not in run.results] if ended.running else []
+    for id in run.plan:
+        run.results.setdefault(id, Result(id, "failed", "did not run"))
     return run
 
 
@@ -302,21 +307,14 @@ def read_known(path: Path) -> list[Known]:
 
 
 def judge(ours: Result, standard: Result | None) -> Result:
-    """What a result on our loop means beside the same test on the standard loop (None: there was no need to look)."""
-    if standard is None or not (ours.bad or ours.verdict == "skipped"):
+    """What a result that is no pass means beside the same test on the standard loop."""
+    if standard is None:
         return ours
-    if ours.verdict == "skipped":
-        if standard.verdict != "passed":
-            return ours
-        return dataclasses.replace(
-            ours,
-            verdict="failed",
-            message=f"skipped, and runs on the standard loop: {ours.message}",
-        )
-    same_or_worse = standard.bad and (
-        ours.verdict == "failed" or standard.verdict in ("hung", "crashed")
-    )
-    if same_or_worse:
+    if ours.verdict == "skipped" and standard.verdict == "passed":
+        told = f"skipped, and runs on the standard loop: {ours.message}"
+        return dataclasses.replace(ours, verdict="failed", message=told)
+    no_worse = ours.verdict == "failed" or standard.verdict in ("hung", "crashed")
+    if ours.bad and standard.bad and no_worse:
         told = f"{standard.verdict} on the standard loop too: {standard.message}"
         return dataclasses.replace(ours, verdict="skipped", message=told)
     return ours
@@ -324,20 +322,10 @@ def judge(ours: Result, standard: Result | None) -> Result:
 
 def judge_module(module: str, options: Options) -> Run:
     run = run_module(module, options.loop, options, options.only or None)
-    suspects = [
-        id
-        for id in run.plan
-        if id in run.results and (run.results[id].bad or run.results[id].verdict == "skipped")
-    ]
+    suspects = [id for id in run.plan if run.results[id].verdict != "passed"]
     if suspects and options.loop != "asyncio":
         standard = run_module(module, "asyncio", options, suspects).results
         run.results |= {id: judge(run.results[id], standard.get(id)) for id in suspects}
-    skipped_whole = any(
-        result.verdict == "skipped" for id, result in run.results.items() if id not in run.plan
-    )
-    for id in run.plan:
-        if id not in run.results and not skipped_whole:
-            run.results[id] = Result(id, "failed", "did not run")
     return run
 
 
