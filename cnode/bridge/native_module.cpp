@@ -5,6 +5,7 @@
 #include "cnode/bridge/native_asking.hpp"
 #include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/runtime.hpp"
+#include "cnode/bridge/waiting.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/gil.hpp"
 #include "cnode/term/codec.hpp"
@@ -403,6 +404,10 @@ PyObject* event_loop(PyObject*, PyObject*) {
   });
 }
 
+PyObject* wakes_in_loop(PyObject*, PyObject* loop) {
+  return guarded([&] { return boolean(wakes_in(loop)); });
+}
+
 PyObject* in_node(PyObject*, PyObject*) {
   return guarded([] { return boolean(Runtime::current() != nullptr); });
 }
@@ -432,6 +437,8 @@ PyMethodDef methods[] = {
     {"stats", stats, METH_NOARGS, "stats() -> dict[str, int]: counters of this node."},
     {"event_loop", event_loop, METH_NOARGS,
      "event_loop(): the node's asyncio loop, or None before it runs."},
+    {"wakes_in", wakes_in_loop, METH_O,
+     "wakes_in(loop): whether what a coroutine of this loop waits for is told in its thread."},
     {nullptr, nullptr, 0, nullptr},
 };
 

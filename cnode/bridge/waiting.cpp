@@ -3,6 +3,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "cnode/loop/loop.hpp"
 #include "cnode/py/error.hpp"
 
 namespace bridge {
@@ -51,13 +52,38 @@ WaitingHere::~WaitingHere() {
   g_waiting.erase(thread_);
 }
 
-TaskWaiter::TaskWaiter(AsyncLoop& loop, PyObject* wake) : loop_(loop), wake_(wake) {
+namespace {
+
+loop::Loop* native(PyObject* asyncio_loop) {
+  loop::Loop* found = asyncio_loop == Py_None ? nullptr : loop::loop_of(asyncio_loop);
+  if (found == nullptr) PyErr_Clear();
+  return found;
+}
+
+std::shared_ptr<loop::Inbox> inbox_of_running_loop() {
+  static PyObject* running =
+      py::attribute(py::import("asyncio").get(), "_get_running_loop").release();
+  const py::Ref asyncio_loop = py::check(PyObject_CallNoArgs(running));
+  loop::Loop* found = native(asyncio_loop.get());
+  return found == nullptr ? nullptr : found->share_inbox();
+}
+
+}  // namespace
+
+TaskWaiter::TaskWaiter(AsyncLoop& node_loop, PyObject* wake)
+    : node_loop_(node_loop), inbox_(inbox_of_running_loop()), wake_(wake) {
   Py_INCREF(wake);
 }
 
 void TaskWaiter::wake() {
-  loop_.post([self = shared_from_this()] { self->call(); });
+  auto work = [self = shared_from_this()] { self->call(); };
+  if (inbox_)
+    inbox_->post(std::move(work));  // dropped if that loop is closed: nobody waits then
+  else
+    node_loop_.post(std::move(work));
 }
+
+bool wakes_in(PyObject* loop) { return native(loop) != nullptr; }
 
 void TaskWaiter::release() { Py_CLEAR(wake_); }
 

@@ -2,7 +2,8 @@
 // coroutine of any asyncio loop.
 //
 //   reactor ── wake ──▶ ThreadWaiter: the thread that sleeps in wait()
-//                  └──▶ TaskWaiter: a callable, on the node's loop thread
+//                  └──▶ TaskWaiter: a callable, in the ErlangEventLoop that waits, else in the
+//                  node's
 #pragma once
 
 #include <chrono>
@@ -50,7 +51,8 @@ class WaitingHere {
 // is.
 class TaskWaiter final : public mailbox::Waiter, public std::enable_shared_from_this<TaskWaiter> {
  public:
-  TaskWaiter(AsyncLoop& loop, PyObject* wake);
+  // Made where the wait is: under the GIL, by a coroutine of the loop that runs in this thread.
+  TaskWaiter(AsyncLoop& node_loop, PyObject* wake);
 
   void wake() override;
   // Under the GIL, when nobody waits any more.
@@ -59,9 +61,14 @@ class TaskWaiter final : public mailbox::Waiter, public std::enable_shared_from_
  private:
   void call();
 
-  AsyncLoop& loop_;
-  PyObject* wake_;  // owned; under the GIL
+  AsyncLoop& node_loop_;
+  std::shared_ptr<loop::Inbox> inbox_;  // of the loop that waits, if it is one of ours
+  PyObject* wake_;                      // owned; under the GIL
 };
+
+// Under the GIL: whether a TaskWaiter made by a coroutine of this asyncio loop calls in that loop's
+// own thread.
+bool wakes_in(PyObject* loop);
 
 // Ends the wait of whoever waits in this thread, so that an exception set in it is raised. Any
 // thread.

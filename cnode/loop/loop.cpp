@@ -46,11 +46,23 @@ char* Loop::buffer() {
   return buffer_.get();
 }
 
-double Loop::time() {
+double Loop::clock() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
+
+double Loop::now() {
+  if (own_clock_ == nullptr) return clock();
+  PyObject* time = PyObject_CallNoArgs(own_clock_);
+  const double seconds = time == nullptr ? -1 : PyFloat_AsDouble(time);
+  Py_XDECREF(time);
+  if (PyErr_Occurred() == nullptr) return seconds;
+  PyErr_WriteUnraisable(own_clock_);
+  return clock();
+}
+
+void Loop::set_clock(PyObject* clock) { Py_XSETREF(own_clock_, Py_XNewRef(clock)); }
 
 // --- scheduling
 
@@ -134,9 +146,9 @@ int Loop::run_handle(Handle& handle) {
 
 int Loop::run_in_debug(Handle& handle) {
   PyObject_SetAttrString(object_, "_current_handle", handle.self);
-  const double began = time();
+  const double began = clock();
   const int status = run_handle(handle);
-  const double took = time() - began;
+  const double took = clock() - began;
   if (status < 0) {
     py::Error error = py::Error::fetch();
     PyObject_SetAttrString(object_, "_current_handle", Py_None);
@@ -168,7 +180,7 @@ double Loop::until_next() {
   if (stopping || !ready_.empty() || !inbox_->empty()) return 0;
   while (!timers_.empty() && timers_.top().cancelled) Py_DECREF(timers_.pop().self);
   if (timers_.empty()) return -1;
-  return std::max(0.0, timers_.top().when - time());
+  return std::max(0.0, timers_.top().when - now());
 }
 
 int Loop::take_events(Poller::Events events) {
@@ -194,8 +206,8 @@ int Loop::take_events(Poller::Events events) {
 
 void Loop::take_due_timers() {
   if (timers_.empty()) return;
-  const double now = time();
-  while (!timers_.empty() && timers_.top().when <= now) {
+  const double time = now();
+  while (!timers_.empty() && timers_.top().when <= time) {
     Timer& timer = timers_.pop();
     push(timer);
   }
@@ -238,6 +250,10 @@ int Loop::end_turn() {
 }
 
 int Loop::turn(bool may_wait) {
+  if (!poller_) {
+    PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+    return -1;
+  }
   ++turn_;
   take_events(poller_->poll());
   if (may_wait && ready_.empty()) {
@@ -282,6 +298,7 @@ int Loop::run() {
 // --- descriptors
 
 int Loop::update(int fd, Watched& watched) {
+  if (!poller_) return EBADF;
   std::uint32_t wanted =
       (watched.read ? std::uint32_t{EPOLLIN} : 0U) | (watched.write ? std::uint32_t{EPOLLOUT} : 0U);
   const bool level = (watched.read && watched.read_trigger == Trigger::kLevel) ||
@@ -376,10 +393,12 @@ PyObject* Loop::owner(int fd) const {
 void Loop::close() {
   inbox_->close();
   clear();
+  poller_.reset();
   closed = true;
 }
 
 void Loop::clear() {
+  Py_CLEAR(own_clock_);
   while (!ready_.empty()) drop(ready_.pop());
   while (!timers_.empty()) {
     Timer& timer = timers_.pop();
@@ -398,6 +417,7 @@ void Loop::clear() {
 }
 
 int Loop::traverse(visitproc visit, void* arg) {
+  Py_VISIT(own_clock_);
   for (std::size_t i = 0; i < ready_.size(); ++i) Py_VISIT(ready_.at(i).object());
   for (std::size_t i = 0; i < timers_.size(); ++i) Py_VISIT(timers_.at(i).self);
   for (const std::vector<Ready>* list : {&endings_, &ending_})

@@ -44,7 +44,11 @@ class Loop {
   // One buffer for the reads of all transports: what is in it counts until the next read.
   char* buffer();
 
-  static double time();  // seconds of the monotonic clock
+  static double clock();  // seconds of the monotonic clock
+  // The loop's own time: clock(), or what a program has put in its place to skip time.
+  double now();
+  void set_clock(PyObject* clock);  // null for clock()
+  PyObject* own_clock() const { return own_clock_; }
 
   // Takes over the reference of the job's object.
   void push(Job job, PyObject* object) { ready_.push({object, job}); }
@@ -140,6 +144,7 @@ class Loop {
   std::unique_ptr<char[]> buffer_;
   SocketBudgets budgets_;
   std::uint64_t turn_ = 0;
+  PyObject* own_clock_ = nullptr;
   bool in_batch_ = false;  // callbacks run, and end_turn() comes after them
   bool debug_ = false;
 };

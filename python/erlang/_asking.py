@@ -171,7 +171,7 @@ async def _ask(ask: Callable[[Callable[[], object]], Any], timeout: float | None
 
 
 def _waker(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> Callable[[], object]:
-    if loop is _backend.native.event_loop():
+    if _backend.native.wakes_in(loop):
         return functools.partial(
             future.set_result, None
         )  # of one that is cancelled: no error there

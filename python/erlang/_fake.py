@@ -431,6 +431,9 @@ class Node:
     def server_pid(self) -> Pid:
         return self._py.pid
 
+    def wakes_in(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return loop is self._loop
+
     def event_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
 

@@ -92,6 +92,7 @@ def unlink(owner: Pid, pid: Pid, /) -> None: ...
 def stats() -> dict[str, int]:
     """Counters of this node."""
 
+def wakes_in(loop: AbstractEventLoop) -> bool: ...
 def event_loop() -> AbstractEventLoop | None:
     """The node's asyncio loop; `None` before it runs."""
 

@@ -67,7 +67,7 @@ class _Base(_native.Channel):
         """Waits for its turn in the queue; None when it is better to try again at once."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        if loop is _native.event_loop():
+        if _native.wakes_in(loop):
 
             def wake() -> object:
                 _finish(future)

@@ -82,6 +82,8 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
         self.isolated = isolated
         super(_core.Loop, self).__init__(_NoSelector())
         self.slow_callback_duration = 0.1
+        if type(self).time is not _core.Loop.time:  # a subclass with a clock of its own
+            _core.Loop.time.__set__(self, type(self).time.__get__(self))
 
     def here(self) -> bool:
         """Whether this is the loop that runs in the calling thread."""
@@ -149,8 +151,11 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
-        super(_core.Loop, self).close()
+        self._close_base()
         self._close_core()
+
+    # By itself: at the end of the interpreter the module's names are gone before the last loop is.
+    _close_base = asyncio.SelectorEventLoop.close
 
     # --- what the base class asks of its selector
 

@@ -26,6 +26,8 @@ def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
 
     Raises what the coroutine raises, and RuntimeError where a loop runs already.
     """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("erlang_loop.run() cannot be called from a running event loop")
     with asyncio.Runner(debug=debug, loop_factory=new_event_loop) as runner:
         return runner.run(main)
 
