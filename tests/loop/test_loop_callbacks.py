@@ -684,6 +684,38 @@ def test_a_loop_closed_with_connections_open_leaves_no_descriptor(
         gc.collect()
 
 
+@pytest.mark.parametrize("last", ["loop.close()", "pass"])
+@pytest.mark.parametrize("what", ["handles", "streams", "datagrams", "tasks", "watchers"])
+def test_a_program_that_ends_with_everything_open_ends_in_order(
+    our_loop: str, what: str, last: str
+) -> None:
+    """What is in a cycle with its own kind is taken apart with its types, in any order."""
+    open_them = {
+        "handles": "kept.append([loop.call_soon(int), loop.call_later(9, int), loop.call_soon_threadsafe(int)])",
+        "streams": "kept.append(await loop.create_connection(asyncio.Protocol, *address))",
+        "datagrams": "kept.append(await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ('127.0.0.1', 0)))",
+        "tasks": "kept.append(loop.create_task(asyncio.open_connection(*address)))",
+        "watchers": "kept.append(socket.socketpair()); loop.add_reader(kept[-1][0], int, kept)",
+    }[what]
+    ended = script(
+        f"""
+        loop, kept = new_loop(), []
+        async def main():
+            server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+            address = server.sockets[0].getsockname()
+            for _ in range(20):
+                {open_them}
+            kept.append([server, kept])
+        loop.run_until_complete(main())
+        print("end", flush=True)
+        {last}
+        """,
+        our_loop,
+        PYTHONWARNINGS="ignore",
+    )
+    assert (ended.stdout, ended.returncode) == ("end\n", 0), ended.stderr
+
+
 def test_async_generators_left_half_way_are_closed_on_the_loop(loop_factory: LoopFactory) -> None:
     steps: list[str] = []
 
