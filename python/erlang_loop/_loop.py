@@ -34,6 +34,7 @@ def _load_core() -> ModuleType:
 
 _core: Any = _load_core()
 
+_DRIVER = "ERLANG_LOOP_DRIVER"  # what loops are driven by that are not told
 _USED_UP = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -63,16 +64,16 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     """A complete asyncio event loop, native where it counts.
 
     `isolated=True` asks for a loop of its own even on a node's loop thread; outside a node every loop is its own.
-    `driver` chooses how it waits: "epoll" in its own poll set, "asio" in an Asio io_context that watches that set.
+    `driver` chooses how it waits: "epoll" in its own poll set, "asio" in an Asio io_context that watches that set; if it
+    is None the environment's ERLANG_LOOP_DRIVER does, and else it is "epoll", the faster one.
 
     Raises OSError when there are no descriptors left, ValueError for an unknown driver.
     """
 
-    def __new__(
-        cls, *, isolated: bool = False, driver: str | None = None
-    ) -> ErlangEventLoop:
+    def __new__(cls, *, isolated: bool = False, driver: str | None = None) -> ErlangEventLoop:
         if not isolated and cls is ErlangEventLoop and _node is not None and _node.here():
             return _node
+        driver = driver or os.environ.get(_DRIVER)
         loop: ErlangEventLoop = super().__new__(cls, driver=driver)
         return loop
 
@@ -216,6 +217,89 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     ) -> Any:
         return _core.StreamTransport(self, sock, protocol, waiter, extra, server)
 
+    def _make_ssl_transport(
+        self,
+        rawsock: Any,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: Any = None,
+        extra: Any = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        tls = _core.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        _core.StreamTransport(self, rawsock, tls, None, extra, server)
+        return tls._app_transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        """Go on with TLS on a connection; returns the transport that `protocol` uses from now on.
+
+        What the StreamReader of a server has received and nobody has read begins the handshake.
+
+        Raises TypeError for what is no SSLContext or cannot be upgraded, OSError for a handshake that fails.
+        """
+        import ssl
+
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(
+                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+            )
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        waiter: Any = self.create_future()
+        tls = _core.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            call_connection_made=False,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        transport.pause_reading()  # until the handshake has begun
+        if server_side and isinstance(protocol, asyncio.StreamReaderProtocol):
+            reader: Any = getattr(protocol, "_stream_reader", None)
+            if reader is not None and reader._buffer:
+                tls._incoming.write(reader._buffer)
+                reader._buffer.clear()
+        transport.set_protocol(tls)
+        made = self.call_soon(tls.connection_made, transport)
+        resumed = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            made.cancel()
+            resumed.cancel()
+            waiter = None
+            raise
+        return tls._app_transport
+
     def _accept_connection(
         self,
         protocol_factory: Any,
@@ -282,5 +366,5 @@ _node: ErlangEventLoop | None = None
 def node_loop() -> ErlangEventLoop:
     """Make the loop of a node's loop thread: the node calls this once."""
     global _node
-    _node = ErlangEventLoop(isolated=True, driver=os.environ.get("SIDEWINDER_LOOP_DRIVER"))
+    _node = ErlangEventLoop(isolated=True)
     return _node
