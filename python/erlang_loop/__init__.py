@@ -5,13 +5,7 @@ erlang_loop.run(main())                              # every version
 """
 
 from erlang_loop._loop import ErlangEventLoop, _core
-from erlang_loop._policy import (
-    ErlangEventLoopPolicy,
-    install,
-    new_event_loop,
-    run,
-    spawn_task,
-)
+from erlang_loop._policy import ErlangEventLoopPolicy, install, new_event_loop, run, spawn_task
 
 debug_counters = _core.debug_counters
 

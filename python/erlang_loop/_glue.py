@@ -11,10 +11,8 @@ from typing import Any
 
 def report_callback(loop: Any, handle: Any, error: BaseException) -> None:
     """Hand what a callback raised to the loop's exception handler."""
-    if loop.get_debug() and _TAKES_DEBUG:
-        text = format_helpers._format_callback_source(handle._callback, handle._args, debug=True)  # type: ignore
-    else:
-        text = format_helpers._format_callback_source(handle._callback, handle._args)  # type: ignore
+    options = {"debug": True} if _TAKES_DEBUG and loop.get_debug() else {}
+    text = format_helpers._format_callback_source(handle._callback, handle._args, **options)
     context = {"message": f"Exception in callback {text}", "exception": error, "handle": handle}
     if handle._source_traceback:
         context["source_traceback"] = handle._source_traceback
@@ -68,7 +66,7 @@ def transport_repr(transport: Any) -> str:
 
 
 def _takes_debug() -> bool:
-    code = format_helpers._format_callback_source.__code__  # type: ignore[attr-defined]
+    code = format_helpers._format_callback_source.__code__
     return "debug" in code.co_varnames
 
 

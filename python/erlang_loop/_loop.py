@@ -80,6 +80,9 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     def __init__(self, *, isolated: bool = False, driver: str | None = None) -> None:
         if hasattr(self, "isolated"):
             return  # the node's, which was there before
+        self._ssock: socket.socket | None
+        self._csock: socket.socket | None
+        self._thread_id: int | None
         self.isolated = isolated
         super(_core.Loop, self).__init__(_NoSelector())
         self.slow_callback_duration = 0.1
@@ -167,7 +170,7 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
 
     def _close_self_pipe(self) -> None:
         self._internal_fds -= 1
-        if self._ssock is None:
+        if self._ssock is None or self._csock is None:
             return
         self._remove_reader(self._ssock.fileno())
         self._ssock.close()

@@ -32,9 +32,7 @@ def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
         return runner.run(main)
 
 
-def spawn_task(
-    coroutine: Coroutine[Any, Any, _T], *, name: str | None = None
-) -> asyncio.Task[_T]:
+def spawn_task(coroutine: Coroutine[Any, Any, _T], *, name: str | None = None) -> asyncio.Task[_T]:
     """Start a coroutine on the running loop and keep its task until it has ended.
 
     Raises RuntimeError where no loop runs.
@@ -52,7 +50,7 @@ else:
     _Policy = getattr(asyncio, "_DefaultEventLoopPolicy", object)
 
 
-class ErlangEventLoopPolicy(_Policy):  # type: ignore[misc, valid-type]
+class ErlangEventLoopPolicy(_Policy):
     """The policy whose new loops are ErlangEventLoops."""
 
     _loop_factory = ErlangEventLoop
