@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import erlang_loop
 import pytest
-from erlang_loop import ErlangEventLoop
 from support import Echo, Reports, script
+
+import erlang_loop
+from erlang_loop import ErlangEventLoop
 
 
 @pytest.fixture(params=["epoll", "asio"])

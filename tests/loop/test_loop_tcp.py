@@ -16,17 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from support import (
-    Echo,
-    LoopFactory,
-    Recorder,
-    Reports,
-    reset,
-    run,
-    script,
-    tcp_pair,
-    until,
-)
+from support import Echo, LoopFactory, Recorder, Reports, reset, run, script, tcp_pair, until
 
 BIG = 8 << 20  # more than the buffers of the kernel take at once
 
