@@ -8,6 +8,7 @@
 #include "cnode/loop/sockets.hpp"
 #include "cnode/loop/state.hpp"
 #include "cnode/loop/stream.hpp"
+#include "cnode/loop/tls.hpp"
 #include "cnode/py/error.hpp"
 
 namespace loop {
@@ -44,6 +45,9 @@ int each(State& state, Visit visit) {
 }
 
 int traverse(PyObject* module, visitproc visit, void* arg) {
+  if (TlsState* tls = raw_state(module).tls; tls != nullptr) {
+    if (const int status = tls_traverse(*tls, visit, arg)) return status;
+  }
   return each(raw_state(module), [&](PyObject*& object) {
     Py_VISIT(object);
     return 0;
@@ -53,13 +57,17 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
 int clear(PyObject* module) {
   State& state = raw_state(module);
   free_handles(state);
+  if (state.tls != nullptr) tls_clear(*state.tls);
   return each(state, [](PyObject*& object) {
     Py_CLEAR(object);
     return 0;
   });
 }
 
-void free_module(void* module) { clear(static_cast<PyObject*>(module)); }
+void free_module(void* module) {
+  clear(static_cast<PyObject*>(module));
+  delete std::exchange(raw_state(static_cast<PyObject*>(module)).tls, nullptr);
+}
 
 void look_up(State& state) {
   py::Ref asyncio = py::import("asyncio");
@@ -109,6 +117,10 @@ int execute(PyObject* module) {
   }
   if (handle_exec(module, state) < 0) return -1;
   if (stream_exec(module, state) < 0) return -1;
+  state.tls = new TlsState{};
+  state.tls->native_transport = state.stream_type;
+  state.tls->write_native = stream_write;
+  if (tls_exec(module, *state.tls) < 0) return -1;
   if (loop_exec(module, state) < 0) return -1;
   return sockets_exec(module, state);
 }
@@ -149,6 +161,11 @@ State* state_of(PyObject* module) { return &raw_state(module); }
 State* state_of_type(PyTypeObject* type) {
   PyObject* module = PyType_GetModuleByDef(type, &g_module);
   return module == nullptr ? nullptr : &raw_state(module);
+}
+
+TlsState* tls_state_of_type(PyTypeObject* type) {
+  State* state = state_of_type(type);
+  return state == nullptr ? nullptr : state->tls;
 }
 
 }  // namespace loop

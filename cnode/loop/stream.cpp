@@ -15,6 +15,7 @@
 
 #include "cnode/loop/address.hpp"
 #include "cnode/loop/flow.hpp"
+#include "cnode/loop/tls.hpp"
 #include "cnode/py/error.hpp"
 
 namespace loop {
@@ -52,6 +53,7 @@ struct Stream {
   bool paused = false;
   bool eof = false;
   bool buffered_protocol = false;
+  bool tls_protocol = false;     // ours, which takes bytes from the loop's buffer
   bool stream_protocol = false;  // asyncio's own, whose reader is fed directly
   bool burst = false;            // wrote more than once in its last turn with writes
   bool held = false;             // what is queued waits for the end of the turn, not for the kernel
@@ -215,6 +217,16 @@ int read_into_protocol(Stream& stream) {
   return done != nullptr ? 0 : fatal(stream, "Fatal error: protocol.buffer_updated() call failed.");
 }
 
+int read_into_tls(Stream& stream) {
+  char* buffer = stream.loop->buffer();
+  const ssize_t count = recv(stream.fd, buffer, Loop::kBufferSize, 0);
+  if (count < 0)
+    return try_again() ? 0 : fatal_errno(stream, "Fatal read error on socket transport");
+  if (count == 0) return end_of_stream(stream);
+  if (tls_feed(stream.protocol, buffer, static_cast<std::size_t>(count)) == 0) return 0;
+  return fatal(stream, "Fatal error: protocol.buffer_updated() call failed.");
+}
+
 // A bytes of what one recv gives; null with `count` telling why not (0: the end, -1: errno or an
 // exception).
 PyObject* receive(Stream& stream, ssize_t& count) {
@@ -285,6 +297,7 @@ int read_job(Loop&, PyObject* self) {
   Stream& stream = of(self);
   if (stream.lost != 0 || stream.closing || stream.paused) return 0;
   const Entered entered(stream.context);
+  if (stream.tls_protocol) return read_into_tls(stream);
   return stream.buffered_protocol ? read_into_protocol(stream) : read_data(stream);
 }
 
@@ -691,6 +704,7 @@ int take_protocol(Stream& stream, PyObject* protocol) {
                                       stream.state().names.data_received);
   if (method == nullptr) PyErr_Clear();
   stream.buffered_protocol = buffered != 0;
+  stream.tls_protocol = tls_takes_bytes(*stream.state().tls, protocol);
   stream.stream_protocol = method == stream.state().stream_protocol_data;
   Py_XDECREF(method);
   Py_XSETREF(stream.protocol, Py_NewRef(protocol));
@@ -1094,6 +1108,18 @@ PyObject* accept_streams(PyObject* module, PyObject* arguments) {
     if (status < 0) return nullptr;
   }
   Py_RETURN_NONE;
+}
+
+int stream_write(PyObject* self, const char* data, std::size_t size) {
+  Stream& stream = of(self);
+  if (lost_write(stream)) return 0;
+  bool skip = false;
+  if (!may_write(stream, stream.state().empty_bytes, skip)) return -1;
+  Py_buffer view{};
+  view.buf = const_cast<char*>(data);
+  view.len = static_cast<Py_ssize_t>(size);
+  const py::Ref kept = py::Ref::borrow(self);  // what pause_writing() does may take the last
+  return write_view(stream, Py_None, view);    // no bytes object: what cannot leave is copied
 }
 
 int stream_exec(PyObject* module, State& state) {
