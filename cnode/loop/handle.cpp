@@ -125,8 +125,12 @@ void recycle(PyObject* self, FreeList& free) {
   Py_DECREF(type);
 }
 
+State& state_of_handle(PyObject* self, const Handle& handle) {
+  return handle.loop_object != nullptr ? handle.loop->state() : *state_of_type(Py_TYPE(self));
+}
+
 void plain_dealloc(PyObject* self) {
-  State& state = *state_of_type(Py_TYPE(self));
+  State& state = state_of_handle(self, plain(self));
   PyObject_GC_UnTrack(self);
   if (reinterpret_cast<HandleObject*>(self)->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   clear(plain(self));
@@ -135,7 +139,7 @@ void plain_dealloc(PyObject* self) {
 }
 
 void timed_dealloc(PyObject* self) {
-  State& state = *state_of_type(Py_TYPE(self));
+  State& state = state_of_handle(self, timed(self));
   PyObject_GC_UnTrack(self);
   PyObject_ClearWeakRefs(self);
   clear(timed(self));
@@ -293,7 +297,7 @@ void free_list(FreeList*& list) {
 }  // namespace
 
 Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, std::size_t count,
-                   PyObject* context) {
+                   PyObject* context, bool tracked) {
   State& state = loop.state();
   PyObject* object = allocate(*state.free_handles, state.handle_type);
   if (object == nullptr) return nullptr;
@@ -302,7 +306,7 @@ Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, s
   Handle& handle = plain(object);
   handle.timer = false;
   const bool filled = fill(handle, object, loop, callback, arguments, count, context);
-  PyObject_GC_Track(object);
+  if (tracked) PyObject_GC_Track(object);
   if (filled) return &handle;
   Py_DECREF(object);
   return nullptr;

@@ -41,7 +41,7 @@ struct Timer : Handle {
 // A handle for `callback` with `count` arguments; the context is the current one's copy if null.
 // Null with an exception set when there is no memory.
 Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, std::size_t count,
-                   PyObject* context);
+                   PyObject* context, bool tracked);
 Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* arguments,
                  std::size_t count, PyObject* context);
 

@@ -76,7 +76,9 @@ void Loop::remember_source(Handle& handle) {
 
 int Loop::call_soon(PyObject* callback, PyObject* const* arguments, std::size_t count,
                     PyObject* context, PyObject*& object) {
-  Handle* handle = new_handle(*this, callback, arguments, count, context);
+  // What the next turn runs and frees is not worth the collector's time; see run_ready() and
+  // settle().
+  Handle* handle = new_handle(*this, callback, arguments, count, context, thread == 0);
   if (handle == nullptr) return -1;
   if (debug_) remember_source(*handle);
   object = Py_NewRef(handle->self);
@@ -167,6 +169,8 @@ int Loop::run_ready(Ready ready) {
   int status = 0;
   if (Handle* handle = ready.handle()) {
     if (!handle->cancelled) status = debug_ ? run_in_debug(*handle) : run_handle(*handle);
+    if (Py_REFCNT(handle->self) > 1 && PyObject_GC_IsTracked(handle->self) == 0)
+      PyObject_GC_Track(handle->self);  // somebody keeps it
   } else {
     status = ready.job(*this, ready.object());
   }
@@ -255,7 +259,9 @@ int Loop::turn(bool may_wait) {
     return -1;
   }
   ++turn_;
-  take_events(poller_->poll());
+  // With nothing to watch there is nothing to ask for: whoever wakes the loop has put something in
+  // its queues.
+  if (watched_count_ > 0 || ready_.empty()) take_events(poller_->poll());
   if (may_wait && ready_.empty()) {
     inbox_->park();  // first: whoever comes after until_next() has looked wakes the loop
     const double seconds = until_next();
@@ -295,7 +301,23 @@ int Loop::run() {
   return 0;
 }
 
+void Loop::settle() {
+  inbox_->park();
+  for (std::size_t i = 0; i < ready_.size(); ++i) {
+    PyObject* object = ready_.at(i).object();
+    if (PyObject_GC_IsTracked(object) == 0) PyObject_GC_Track(object);
+  }
+}
+
 // --- descriptors
+
+void Loop::set_registered(Watched& watched, bool registered) {
+  if (std::exchange(watched.registered, registered) == registered) return;
+  if (registered)
+    ++watched_count_;
+  else
+    --watched_count_;
+}
 
 int Loop::update(int fd, Watched& watched) {
   if (!poller_) return EBADF;
@@ -314,7 +336,10 @@ int Loop::update(int fd, Watched& watched) {
   } else {
     error = poller_->change(fd, wanted, tag_of(fd, watched.generation));
   }
-  if (error == 0) watched.events = wanted;
+  if (error == 0) {
+    watched.events = wanted;
+    set_registered(watched, wanted != 0);
+  }
   return error;
 }
 
@@ -357,6 +382,7 @@ bool Loop::unwatch(int fd, Side side, Ready& before) {
   before = std::exchange(place, {});
   if (update(fd, watched) != 0) {  // closed already: nothing is registered
     watched.events = 0;
+    set_registered(watched, false);
     ++watched.generation;
   }
   return true;

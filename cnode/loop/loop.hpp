@@ -14,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "cnode/loop/datagram_room.hpp"
 #include "cnode/loop/handle.hpp"
 #include "cnode/loop/inbox.hpp"
 #include "cnode/loop/poller.hpp"
@@ -81,6 +82,9 @@ class Loop {
 
   int turn(bool may_wait);  // -1 with an exception set
   int run();                // until stop()
+  // Called when the loop no longer runs: what waits is left to the garbage collector's eyes, and
+  // others wake it.
+  void settle();
 
   // How long the loop may sleep: seconds, 0 for not at all, negative for ever.
   double until_next();
@@ -103,6 +107,11 @@ class Loop {
   // Greater than every descriptor that is watched.
   int descriptors() const { return static_cast<int>(watched_.size()); }
   SocketBudgets& budgets() { return budgets_; }
+  // Taken while it is in use, so that who comes in between gets another.
+  DatagramRoom::Owner take_datagram_room() {
+    return datagram_room_ ? std::move(datagram_room_) : std::make_unique<DatagramRoom>();
+  }
+  void give_datagram_room(DatagramRoom::Owner room) { datagram_room_ = std::move(room); }
 
   int call_soon(PyObject* callback, PyObject* const* arguments, std::size_t count,
                 PyObject* context, PyObject*& handle);
@@ -117,6 +126,7 @@ class Loop {
     Trigger read_trigger = Trigger::kLevel;
     Trigger write_trigger = Trigger::kLevel;
     PyObject* owner = nullptr;
+    bool registered = false;
   };
 
   int take_events(Poller::Events events);
@@ -129,6 +139,7 @@ class Loop {
   int call(Handle& handle);
   int report(Handle& handle);
   int update(int fd, Watched& watched);
+  void set_registered(Watched& watched, bool registered);
   void remember_source(Handle& handle);
 
   State& state_;
@@ -143,9 +154,11 @@ class Loop {
   std::vector<Timer*> cancelled_;
   std::unique_ptr<char[]> buffer_;
   SocketBudgets budgets_;
+  DatagramRoom::Owner datagram_room_;
   std::uint64_t turn_ = 0;
   PyObject* own_clock_ = nullptr;
-  bool in_batch_ = false;  // callbacks run, and end_turn() comes after them
+  std::size_t watched_count_ = 0;  // descriptors registered with the poller
+  bool in_batch_ = false;          // callbacks run, and end_turn() comes after them
   bool debug_ = false;
 };
 
@@ -158,6 +171,8 @@ struct LoopObject {
 Loop* loop_of(PyObject* object);
 
 int loop_exec(PyObject* module, State& state);
+// Adds methods to the type of loops; their `self` is a LoopObject.
+int add_loop_methods(State& state, PyMethodDef* methods);
 
 // Tells apart what has to leave the loop. The exception stays set.
 inline bool must_leave() {

@@ -206,7 +206,7 @@ int set_time(PyObject* self, PyObject* value, void*) {
 PyObject* run(PyObject* self, PyObject*) {
   Loop& loop = of(self);
   const int status = loop.run();
-  loop.inbox().park();
+  loop.settle();
   if (status < 0) return nullptr;
   Py_RETURN_NONE;
 }
@@ -217,7 +217,7 @@ PyObject* turn(PyObject* self, PyObject* may_wait) {
   const int wait = PyObject_IsTrue(may_wait);
   if (wait < 0) return nullptr;
   const int status = loop.turn(wait != 0);
-  loop.inbox().park();
+  loop.settle();
   if (status < 0) return nullptr;
   Py_RETURN_NONE;
 }
@@ -276,7 +276,7 @@ PyObject* add(PyObject* self, PyObject* const* arguments, Py_ssize_t count, Side
     return nullptr;
   const int fd = descriptor_of(arguments[0]);
   if (fd < 0) return nullptr;
-  Handle* handle = new_handle(loop, arguments[1], arguments + 2, count - 2, nullptr);
+  Handle* handle = new_handle(loop, arguments[1], arguments + 2, count - 2, nullptr, true);
   if (handle == nullptr) return nullptr;
   PyObject* object = Py_NewRef(handle->self);
   Ready before;
@@ -437,6 +437,18 @@ Loop* loop_of(PyObject* object) {
   PyErr_Clear();
   PyErr_Format(PyExc_TypeError, "an ErlangEventLoop was expected, got %R", object);
   return nullptr;
+}
+
+int add_loop_methods(State& state, PyMethodDef* methods) {
+  for (PyMethodDef* each = methods; each->ml_name != nullptr; ++each) {
+    PyObject* descriptor = PyDescr_NewMethod(state.loop_type, each);
+    if (descriptor == nullptr) return -1;
+    const int status = PyObject_SetAttrString(reinterpret_cast<PyObject*>(state.loop_type),
+                                              each->ml_name, descriptor);
+    Py_DECREF(descriptor);
+    if (status < 0) return -1;
+  }
+  return 0;
 }
 
 int loop_exec(PyObject* module, State& state) {
