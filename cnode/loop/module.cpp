@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include "cnode/loop/datagram.hpp"
 #include "cnode/loop/handle.hpp"
 #include "cnode/loop/loop.hpp"
 #include "cnode/loop/sockets.hpp"
@@ -79,7 +80,7 @@ void look_up(State& state) {
   state.timer_class = from(asyncio, "TimerHandle");
   // A Transport; the fallback of sendfile() asks for the mixin.
   state.transport_class = from(py::import("asyncio.transports"), "_FlowControlMixin");
-  state.datagram_class = from(asyncio, "DatagramTransport");
+  state.datagram_class = from(glue, "DatagramBase");
   state.buffered_class = from(asyncio, "BufferedProtocol");
   state.transport_socket = from(py::import("asyncio.trsock"), "TransportSocket");
   state.socket_class = from(py::import("socket"), "socket");
@@ -122,7 +123,8 @@ int execute(PyObject* module) {
   state.tls->write_native = stream_write;
   if (tls_exec(module, *state.tls) < 0) return -1;
   if (loop_exec(module, state) < 0) return -1;
-  return sockets_exec(module, state);
+  if (sockets_exec(module, state) < 0) return -1;
+  return datagram_exec(module, state);
 }
 
 PyObject* debug_counters(PyObject* module, PyObject*) {

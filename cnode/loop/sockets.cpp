@@ -829,15 +829,7 @@ int sockets_exec(PyObject* module, State& state) {
   state.socket_watch_type =
       reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &g_spec, nullptr));
   if (state.socket_watch_type == nullptr) return -1;
-  for (PyMethodDef* definition = g_methods; definition->ml_name != nullptr; ++definition) {
-    PyObject* descriptor = PyDescr_NewMethod(state.loop_type, definition);
-    if (descriptor == nullptr) return -1;
-    const int status = PyObject_SetAttrString(reinterpret_cast<PyObject*>(state.loop_type),
-                                              definition->ml_name, descriptor);
-    Py_DECREF(descriptor);
-    if (status < 0) return -1;
-  }
-  return 0;
+  return add_loop_methods(state, g_methods);
 }
 
 }  // namespace loop

@@ -47,6 +47,7 @@ namespace loop {
   X(protocol)               \
   X(recv_into)              \
   X(resume_writing)         \
+  X(send)                   \
   X(sendto)                 \
   X(set_exception)          \
   X(set_result)             \

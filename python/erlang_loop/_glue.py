@@ -9,6 +9,12 @@ from asyncio.log import logger
 from typing import Any
 
 
+class DatagramBase(asyncio.Transport, asyncio.DatagramTransport):
+    """What our datagram transports are: both, as asyncio's own."""
+
+    __slots__ = ()
+
+
 def report_callback(loop: Any, handle: Any, error: BaseException) -> None:
     """Hand what a callback raised to the loop's exception handler."""
     options = {"debug": True} if _TAKES_DEBUG and loop.get_debug() else {}

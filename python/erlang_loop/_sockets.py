@@ -6,13 +6,27 @@ What is not exactly a socket.socket (a subclass may have methods of its own, or 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 _Standard: Any = asyncio.SelectorEventLoop
 
 
+# Later versions refuse a second transport for a descriptor.
+_ONE_OWNER = "_ensure_fd_no_transport" in _Standard._make_datagram_transport.__code__.co_names
+
+
 class SocketCalls(_Standard):  # type: ignore[misc]
-    """What a loop does with sockets that are not a transport's."""
+    """What a loop does with sockets itself, and its transports of datagrams."""
+
+    def _make_datagram_transport(
+        self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
+    ) -> Any:
+        if type(sock) is not socket.socket:
+            return super()._make_datagram_transport(sock, protocol, address, waiter, extra)
+        if _ONE_OWNER:
+            self._ensure_fd_no_transport(sock)
+        return self._new_datagram_transport(sock, protocol, address, waiter, extra)
 
     async def sock_recv(self, sock: Any, n: int) -> bytes:
         """Receive at most `n` bytes; none at the end of the stream.
