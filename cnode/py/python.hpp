@@ -8,6 +8,4 @@
 #if PY_VERSION_HEX < 0x030B0000
 #error "Sidewinder needs CPython 3.11 or later"
 #endif
-#if PY_VERSION_HEX < 0x030C0000
-#include <structmember.h>  // PyMemberDef, which later versions have in Python.h
-#endif
+#include <structmember.h>  // the kinds of members, which later versions have in Python.h under other names
