@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -70,7 +71,7 @@ class Server:
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with its workers
         self.process.wait()
         self.reader.join()
         assert self.process.stdout
