@@ -62,7 +62,7 @@ new() ->
 new(Target) when is_atom(Target) ->
     result(py:call(Target, ?PYTHON, new, [self()])).
 
-%% Ends the loop, its thread and its test sockets, before it returns. As often as you like.
+%% Ends the loop; its descriptors are closed when this returns. As often as you like.
 -spec destroy(loop()) -> ok | {error, reason()}.
 destroy(Loop) when ?is_loop(Loop) ->
     request(Loop, destroy, [Loop], ?TIMEOUT_MS).

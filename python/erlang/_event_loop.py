@@ -163,8 +163,7 @@ class _Events:
         return [watch for watch in found if watch is not None]
 
     def _arm(self, watch: _Watch) -> None:
-        os.fstat(watch.fd)  # a closed descriptor may go unnoticed by the loop
-        self._take_off(watch)  # as may one of this number that was closed before
+        os.fstat(watch.fd)  # not every loop notices at once that a descriptor has been closed
         add = self._loop.add_reader if watch.kind == "readable" else self._loop.add_writer
         add(watch.fd, self._ready, watch)
         watch.armed = True
@@ -363,7 +362,8 @@ class _Loop:
         """
         self.pid = pid = self_pid()
         self._task = asyncio.current_task()
-        thread = threading.Thread(target=self._run, args=(pid,), name=f"loop {pid}", daemon=True)
+        name = f"py_event_loop {pid}"
+        thread = threading.Thread(target=self._run, args=(pid,), name=name, daemon=True)
         try:
             if self._abandoned:
                 return
@@ -542,7 +542,7 @@ async def new(owner: Pid) -> Any:
 
 
 async def destroy(pid: Pid) -> Any:
-    """Returns when the thread and the sockets are gone."""
+    """Returns when the descriptors are closed."""
     loop = _loops.get(pid)
     if loop is not None:
         await loop.destroy()

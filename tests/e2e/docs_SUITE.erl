@@ -16,6 +16,7 @@ all() ->
      the_elixir_of_the_channels_page_comes_to_what_it_says,
      the_erlang_of_the_calls_page_comes_to_what_it_says,
      the_elixir_of_the_calls_page_comes_to_what_it_says,
+     the_event_loop_of_the_erlang_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -71,6 +72,14 @@ the_erlang_of_the_calls_page_comes_to_what_it_says(Config) ->
 the_elixir_of_the_calls_page_comes_to_what_it_says(Config) ->
     elixir_of_a_page(Config, "docs/calls.md", ["orders", "stock"], 3).
 
+the_event_loop_of_the_erlang_page_comes_to_what_it_says(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = #{name := Name} = sw_e2e:start_node(Context),
+    {ok, Text} = file:read_file(filename:join(sw_e2e:root(), "docs/erlang.md")),
+    [_, Section] = re:split(Text, "^## Event loops$", [multiline]),
+    ok = erlang_steps(Context, Name, blocks_of(hd(re:split(Section, "^## ", [multiline])), "erlang"), 9),
+    ok = sw_e2e:stop_node(Node).
+
 %% A node that has the page's Python blocks for modules: the last name all that are left.
 node_with_modules(Context = #{directory := Directory}, Page, Names) ->
     write_modules(Directory, Names, blocks(Page, "python")),
@@ -85,8 +94,13 @@ write_modules(Directory, [Name | Names], [Block | Blocks]) ->
 erlang_of_a_page(Config, Page, Names, AtLeast) ->
     Context = sw_e2e:context(Config),
     Node = #{name := Name} = node_with_modules(Context, Page, Names),
+    ok = erlang_steps(Context, Name, blocks(Page, "erlang"), AtLeast),
+    ok = sw_e2e:stop_node(Node).
+
+%% The lines of these blocks, in a BEAM with the application whose default node is that one.
+erlang_steps(Context, Name, Blocks, AtLeast) ->
     Beam = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py))]}),
-    Steps = lists:append([steps(Lines) || Lines <- blocks(Page, "erlang")]),
+    Steps = lists:append([steps(Lines) || Lines <- Blocks]),
     ?assert(length(Steps) >= AtLeast),
     check(Steps, sw_e2e:on(Beam, fun() ->
         ok = application:load(sidewinder),
@@ -95,8 +109,7 @@ erlang_of_a_page(Config, Page, Names, AtLeast) ->
         ok = stock_sup(),
         evaluate(Steps, [{'Node', Name}])
     end, 60000)),
-    ok = sw_e2e:stop_beam(Beam),
-    ok = sw_e2e:stop_node(Node).
+    ok = sw_e2e:stop_beam(Beam).
 
 %% The supervisor of the calls page, as it is described there.
 stock_sup() ->
@@ -148,6 +161,9 @@ blocks(Language) -> blocks("README.md", Language).
 
 blocks(File, Language) ->
     {ok, Text} = file:read_file(filename:join(sw_e2e:root(), File)),
+    blocks_of(Text, Language).
+
+blocks_of(Text, Language) ->
     {match, Found} = re:run(Text, "```" ++ Language ++ "\n(.*?)```",
                             [global, dotall, {capture, [1], binary}]),
     [Block || [Block] <- Found].

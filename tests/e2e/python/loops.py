@@ -12,8 +12,8 @@ from erlang import _event_loop
 
 def left() -> tuple[int, int, int]:
     """Loops, those that can be asked, and their threads."""
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("loop ")]
-    return len(_event_loop._alive), len(_event_loop._loops), len(threads)
+    threads = sum(one.name.startswith("py_event_loop ") for one in threading.enumerate())
+    return len(_event_loop._alive), len(_event_loop._loops), threads
 
 
 def kind() -> str:
