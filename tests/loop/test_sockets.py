@@ -567,6 +567,7 @@ def test_remove_reader_takes_the_wait_off_as_any_reader(loop_factory: LoopFactor
             waiting = loop.create_task(loop.sock_recv(near, 10))
             await asyncio.sleep(0.01)
             assert loop.remove_reader(near) is True
+            assert loop.remove_reader(near) is False
             far.send(b"abc")
             await asyncio.sleep(0.02)
             assert not waiting.done()
@@ -699,8 +700,8 @@ def test_what_a_closed_socket_leaves_open_elsewhere_disturbs_nobody(
                     began = time.process_time()
                     for _ in range(20):
                         far.send(b"for the copy")
-                        await asyncio.sleep(0.01)
-                    assert time.process_time() - began < 0.15
+                        await asyncio.sleep(0.05)
+                    assert time.process_time() - began < 0.2
                     assert not waiting.done()
                     there.send(b"mine")
                     assert await waiting == b"mine"
@@ -735,6 +736,31 @@ def test_a_socket_closed_under_a_wait_is_the_waiters_trouble_alone(
                 await asyncio.sleep(0.01)
                 there.send(b"def")
                 assert await third == b"def"
+            far.close()
+
+    run(our_factory, main)
+
+
+def test_what_waits_to_be_sent_is_not_written_into_the_next_socket(
+    our_factory: LoopFactory,
+) -> None:
+    async def main() -> None:
+        loop = running()
+        with pair() as (near, far):
+            sending = loop.create_task(loop.sock_sendall(near, bytes(5_000_000)))
+            await asyncio.sleep(0.01)
+            number = near.fileno()
+            near.close()
+            with pair() as (other, there):
+                assert other.fileno() == number
+                reading = loop.create_task(loop.sock_recv(other, 10))
+                await asyncio.sleep(0.01)
+                there.send(b"abc")
+                assert await reading == b"abc"
+                await asyncio.sleep(0.01)
+                with pytest.raises(BlockingIOError):
+                    there.recv(10)
+            await gone(sending)
             far.close()
 
     run(our_factory, main)
