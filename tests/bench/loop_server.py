@@ -273,12 +273,19 @@ def sampled(loop: Loop, sample: Sample, seconds: float) -> str:
 
 
 def operations(loop: Loop) -> None:
+    """On a loop that watches a descriptor, as every loop with a connection does: its turns look at it."""
+    watched, other = socket.socketpair()
+    loop.add_reader(watched, nothing)
     for line in sys.stdin:
         name, seconds = line.split()
         if name in BATCHES:
             print(measured(loop, BATCHES[name], float(seconds)), flush=True)
         else:
             print(sampled(loop, SAMPLES[name], float(seconds)), flush=True)
+    loop.remove_reader(watched)
+    watched.close()
+    other.close()
+    loop.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
