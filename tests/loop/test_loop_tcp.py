@@ -719,6 +719,166 @@ def test_the_first_write_of_a_turn_leaves_at_once(loop_factory: LoopFactory) -> 
     run(loop_factory, main)
 
 
+async def bursting(transport: Any, far: socket.socket) -> None:
+    """Makes it a transport that writes several times in a turn, which may change when its writes leave."""
+    for _ in range(3):
+        transport.write(b"a")
+        transport.write(b"b")
+        transport.write(b"c")
+        got = b""
+        while len(got) < 3:
+            got += await asyncio.to_thread(far.recv, 3 - len(got))
+        assert got == b"abc"
+
+
+@pytest.mark.parametrize("end", ["close", "write_eof", "turn", "abort", "sendfile", "large"])
+def test_what_is_written_in_pieces_leaves_in_order_whatever_follows_in_the_same_turn(
+    loop_factory: LoopFactory, end: str
+) -> None:
+    async def main() -> bytes:
+        with open(__file__, "rb") as file:
+            async with recorded() as (protocol, transport, far):
+                await bursting(transport, far)
+                transport.write(b"one ")
+                transport.write(b"two ")
+                transport.writelines([b"three ", b"four"])
+                match end:
+                    case "close" | "write_eof" | "abort":
+                        getattr(transport, end)()
+                    case "sendfile":
+                        await running().sendfile(transport, file, 0, 3)
+                    case "large":
+                        transport.write(b"x" * BIG)
+                await asyncio.sleep(0.005)
+                return await asyncio.to_thread(far.recv, 21)
+
+    more = {"sendfile": b'"""', "large": b"xxx"}.get(end, b"")
+    try:
+        assert run(loop_factory, main) == b"one two three four" + more
+    except ConnectionResetError:
+        assert end == "abort"
+
+
+def test_a_transport_that_writes_in_pieces_pauses_its_protocol_all_the_same(
+    loop_factory: LoopFactory,
+) -> None:
+    async def main() -> None:
+        async with recorded() as (protocol, transport, far):
+            await bursting(transport, far)
+            for _ in range(3000):
+                transport.write(b"x" * 10_000)
+                if protocol.events[-1] == "pause":
+                    break
+            assert protocol.events[-1] == "pause"
+            assert transport.get_write_buffer_size() < 1_000_000
+
+    run(loop_factory, main)
+
+
+@pytest.mark.parametrize("how", ["exits", "is interrupted", "stops"])
+def test_what_was_written_leaves_though_the_turn_ends_badly(
+    loop_factory: LoopFactory, how: str
+) -> None:
+    loop = loop_factory()
+
+    async def prepare() -> None:
+        nonlocal near_transport
+        near_transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+        await bursting(near_transport, far)
+
+    def last() -> None:
+        near_transport.write(b"last ")
+        near_transport.write(b"words")
+        if how == "stops":
+            loop.stop()
+        else:
+            raise {"exits": SystemExit, "is interrupted": KeyboardInterrupt}[how]
+
+    near_transport: Any = None
+    with tcp_pair() as (near, far):
+        far.settimeout(5)
+        loop.run_until_complete(prepare())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.call_soon(last)
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+        got = b""
+        while len(got) < 10:
+            got += far.recv(10)
+        assert got == b"last words"
+        near_transport.abort()
+        loop.run_until_complete(asyncio.sleep(0.001))
+        loop.close()
+
+
+def test_a_socket_of_ones_own_sends_small_packets_at_once_too(our_factory: LoopFactory) -> None:
+    """asyncio sets TCP_NODELAY only on sockets that name their protocol, which an accepted one need not."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            near = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+            near.connect(listener.getsockname())
+            far, _ = listener.accept()
+            with near, far:
+                transport, _ = await running().create_connection(asyncio.Protocol, sock=near)
+                assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                transport.abort()
+                await asyncio.sleep(0.001)
+
+    run(our_factory, main)
+
+
+def test_readers_and_protocols_of_streams_may_be_of_ones_own_making(
+    loop_factory: LoopFactory,
+) -> None:
+    """A quick way past asyncio's own must not go past those that override it."""
+    seen: list[str] = []
+
+    class Reader(asyncio.StreamReader):
+        def feed_data(self, data: bytes) -> None:
+            seen.append("reader")
+            super().feed_data(data.upper())
+
+        def feed_eof(self) -> None:
+            seen.append("reader's end")
+            super().feed_eof()
+
+    class Protocol(asyncio.StreamReaderProtocol):
+        def data_received(self, data: bytes) -> None:
+            seen.append("protocol")
+            super().data_received(data)
+
+    async def one(make: Callable[[], asyncio.Protocol]) -> None:
+        with tcp_pair() as (near, far):
+            transport, protocol = await running().create_connection(make, sock=near)
+            far.send(b"some data")
+            await until(lambda: bytes(reader._buffer) == b"SOME DATA")  # type: ignore[attr-defined]
+            far.close()
+            assert await reader.read() == b"SOME DATA"
+            transport.abort()
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        nonlocal reader
+        reader = Reader()
+        await one(lambda: asyncio.StreamReaderProtocol(reader))
+        assert list(dict.fromkeys(seen)) == ["reader", "reader's end"]
+        seen.clear()
+        reader = Reader()
+        await one(lambda: Protocol(reader))
+        assert list(dict.fromkeys(seen)) == ["protocol", "reader", "reader's end"]
+        seen.clear()
+        reader = asyncio.StreamReader()
+        feed = reader.feed_data
+        reader.feed_data = lambda data: (seen.append("patched"), feed(data.upper()))  # type: ignore[method-assign, assignment, misc]
+        await one(lambda: asyncio.StreamReaderProtocol(reader))
+        assert seen == ["patched"]
+        del reader.feed_data
+
+    reader: Any = None
+    run(loop_factory, main)
+
+
 @pytest.mark.parametrize("size", [1, 100, 1400, 16384, 70_000, 300_000])
 def test_a_long_transfer_arrives_whole_and_in_order(loop_factory: LoopFactory, size: int) -> None:
     """An echo of pieces of about that size, some of them written several in a turn."""
