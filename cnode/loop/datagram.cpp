@@ -625,7 +625,7 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
 void dealloc(PyObject* self) {
   if (PyObject_CallFinalizerFromDealloc(self) < 0) return;
   PyTypeObject* type = Py_TYPE(self);
-  State& state = *state_of_type(type);
+  Shared& shared = *of(self).shared;
   PyObject_GC_UnTrack(self);
   PyObject_ClearWeakRefs(self);
   clear(self);
@@ -633,7 +633,7 @@ void dealloc(PyObject* self) {
   if (datagram.peers)
     for (const Peer& peer : *datagram.peers) Py_XDECREF(peer.object);
   datagram.~Datagram();
-  --state.transports;
+  shared.leave(shared.transports);
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -690,7 +690,8 @@ PyObject* new_datagram_transport(PyObject* loop_object, PyObject* const* argumen
   PyObject* self = state.datagram_type->tp_alloc(state.datagram_type, 0);
   if (self == nullptr) return nullptr;
   auto& datagram = *new (&of(self)) Datagram;
-  ++state.transports;
+  datagram.shared = state.shared;
+  ++datagram.shared->transports;
   if (fill(datagram, self, loop, arguments) == 0) return self;
   Py_CLEAR(datagram.file);  // the caller's, who closes it
   Py_DECREF(self);

@@ -212,12 +212,12 @@ void clear_endpoint(Endpoint& endpoint) {
 // As asyncio's __del__: a transport that nobody closed.
 void finalize_endpoint(PyObject* self) {
   auto& endpoint = fields_of<Endpoint>(self);
-  if (endpoint.file == nullptr) return;
+  if (endpoint.file == nullptr || endpoint.loop == nullptr) return;
   PyObject* type = nullptr;
   PyObject* value = nullptr;
   PyObject* trace = nullptr;
   PyErr_Fetch(&type, &value, &trace);
-  State& state = *state_of_type(Py_TYPE(self));
+  State& state = endpoint.loop->state();
   PyObject* warned = PyObject_CallOneArg(state.unclosed, self);
   Py_XDECREF(warned);
   if (warned == nullptr) PyErr_WriteUnraisable(self);

@@ -29,6 +29,7 @@ struct Endpoint {
   static constexpr std::size_t kOffset = 128;  // in the object; more than the Python classes need
   static constexpr int kLostWrites = 5;        // from which asyncio warns of writes into nothing
 
+  Shared* shared = nullptr;
   PyObject* dict = nullptr;  // what users hang on it
   PyObject* weakrefs = nullptr;
   PyObject* self = nullptr;

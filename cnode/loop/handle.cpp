@@ -29,14 +29,12 @@ struct HandleObject {
 
 Handle& fields_of(PyObject* self, void* timer) {
   if (timer == nullptr) return reinterpret_cast<HandleObject*>(self)->fields;
-  return *reinterpret_cast<Timer*>(reinterpret_cast<char*>(self) +
-                                   state_of_type(Py_TYPE(self))->timer_offset);
+  return *reinterpret_cast<Timer*>(reinterpret_cast<char*>(self) + Timer::kOffset);
 }
 
 Handle& plain(PyObject* self) { return reinterpret_cast<HandleObject*>(self)->fields; }
 Timer& timed(PyObject* self) {
-  return *reinterpret_cast<Timer*>(reinterpret_cast<char*>(self) +
-                                   state_of_type(Py_TYPE(self))->timer_offset);
+  return *reinterpret_cast<Timer*>(reinterpret_cast<char*>(self) + Timer::kOffset);
 }
 
 // A recycled object of `type`, or a new one; not yet tracked.
@@ -49,6 +47,7 @@ bool fill(Handle& handle, PyObject* self, Loop& loop, PyObject* callback,
           PyObject* const* arguments, std::size_t count, PyObject* context) {
   handle.self = self;
   handle.loop = &loop;
+  handle.shared = loop.state().shared;
   handle.loop_object = nullptr;
   handle.callback = nullptr;
   handle.source_traceback = nullptr;
@@ -56,6 +55,7 @@ bool fill(Handle& handle, PyObject* self, Loop& loop, PyObject* callback,
   handle.count = 0;
   handle.cancelled = false;
   handle.running = false;
+  handle.telling = false;
   handle.arguments = handle.inline_arguments + 1;
   handle.context = context == nullptr ? PyContext_CopyCurrent() : Py_NewRef(context);
   if (handle.context == nullptr) return false;
@@ -116,48 +116,47 @@ int timed_traverse(PyObject* self, visitproc visit, void* arg) {
 int plain_clear(PyObject* self) { return clear(plain(self)); }
 int timed_clear(PyObject* self) { return clear(timed(self)); }
 
-void recycle(PyObject* self, FreeList& free) {
+void recycle(PyObject* self, FreeList* free) {
   PyTypeObject* type = Py_TYPE(self);
-  if (free.size < FreeList::kRoom)
-    free.objects[free.size++] = self;
+  if (free != nullptr && free->size < FreeList::kRoom)
+    free->objects[free->size++] = self;
   else
     PyObject_GC_Del(self);
   Py_DECREF(type);
 }
 
-State& state_of_handle(PyObject* self, const Handle& handle) {
-  return handle.loop_object != nullptr ? handle.loop->state() : *state_of_type(Py_TYPE(self));
-}
-
 void plain_dealloc(PyObject* self) {
-  State& state = state_of_handle(self, plain(self));
+  Shared& shared = *plain(self).shared;
   PyObject_GC_UnTrack(self);
   if (reinterpret_cast<HandleObject*>(self)->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
   clear(plain(self));
-  --state.handles;
-  recycle(self, *state.free_handles);
+  recycle(self, shared.free_handles);
+  shared.leave(shared.handles);
 }
 
 void timed_dealloc(PyObject* self) {
-  State& state = state_of_handle(self, timed(self));
+  Shared& shared = *timed(self).shared;
   PyObject_GC_UnTrack(self);
   PyObject_ClearWeakRefs(self);
   clear(timed(self));
-  --state.timers;
-  recycle(self, *state.free_timers);
+  recycle(self, shared.free_timers);
+  shared.leave(shared.timers);
 }
 
 // --- what Python sees
 
 PyObject* or_none(PyObject* object) { return Py_NewRef(object == nullptr ? Py_None : object); }
 
+// A cancelled handle shows no callback, though it holds it as long as it runs.
+bool forgotten(const Handle& handle) { return handle.cancelled && !handle.telling; }
+
 PyObject* get_callback(PyObject* self, void* timer) {
   const Handle& handle = fields_of(self, timer);
-  return or_none(handle.cancelled ? nullptr : handle.callback);
+  return or_none(forgotten(handle) ? nullptr : handle.callback);
 }
 PyObject* get_arguments(PyObject* self, void* timer) {
   const Handle& handle = fields_of(self, timer);
-  if (handle.cancelled) Py_RETURN_NONE;
+  if (forgotten(handle)) Py_RETURN_NONE;
   PyObject* tuple = PyTuple_New(handle.count);
   if (tuple == nullptr) return nullptr;
   for (std::uint32_t i = 0; i < handle.count; ++i)
@@ -299,9 +298,9 @@ void free_list(FreeList*& list) {
 Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, std::size_t count,
                    PyObject* context, bool tracked) {
   State& state = loop.state();
-  PyObject* object = allocate(*state.free_handles, state.handle_type);
+  PyObject* object = allocate(*state.shared->free_handles, state.handle_type);
   if (object == nullptr) return nullptr;
-  ++state.handles;
+  ++state.shared->handles;
   reinterpret_cast<HandleObject*>(object)->weakrefs = nullptr;
   Handle& handle = plain(object);
   handle.timer = false;
@@ -315,16 +314,16 @@ Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, s
 Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* arguments,
                  std::size_t count, PyObject* context) {
   State& state = loop.state();
-  const bool recycled = state.free_timers->size > 0;
-  PyObject* object = allocate(*state.free_timers, state.timer_type);
+  const bool recycled = state.shared->free_timers->size > 0;
+  PyObject* object = allocate(*state.shared->free_timers, state.timer_type);
   if (object == nullptr) return nullptr;
-  ++state.timers;
+  ++state.shared->timers;
   if (!recycled) {
     // The base's slots stay empty for good, its list of weak references as long as there are none.
     std::memset(reinterpret_cast<char*>(object) + sizeof(PyObject), 0,
-                state.timer_offset - sizeof(PyObject));
+                Timer::kOffset - sizeof(PyObject));
   }
-  auto& timer = *reinterpret_cast<Timer*>(reinterpret_cast<char*>(object) + state.timer_offset);
+  auto& timer = *reinterpret_cast<Timer*>(reinterpret_cast<char*>(object) + Timer::kOffset);
   timer.timer = true;
   timer.when = when;
   timer.index = Timer::kNowhere;
@@ -337,12 +336,14 @@ Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* a
 
 void cancel_handle(Handle& handle) {
   if (handle.cancelled) return;
+  handle.cancelled = true;
   if (handle.loop_object != nullptr && handle.loop->debug()) {
-    PyObject* text = PyObject_Repr(handle.self);  // before it forgets what it would have called
+    handle.telling = true;  // what it would have called, before that is forgotten
+    PyObject* text = PyObject_Repr(handle.self);
+    handle.telling = false;
     if (text == nullptr) PyErr_Clear();
     Py_XSETREF(handle.repr, text);
   }
-  handle.cancelled = true;
   Py_INCREF(handle.self);
   // A callback that cancels its own handle still runs on what the handle holds.
   if (!handle.running) {
@@ -355,15 +356,18 @@ void cancel_handle(Handle& handle) {
 }
 
 int handle_exec(PyObject* module, State& state) {
-  state.free_handles = new FreeList;
-  state.free_timers = new FreeList;
+  state.shared->free_handles = new FreeList;
+  state.shared->free_timers = new FreeList;
   state.handle_type =
       reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &g_plain_spec, nullptr));
   if (state.handle_type == nullptr) return -1;
   auto* base = reinterpret_cast<PyTypeObject*>(state.timer_class);
-  state.timer_offset = static_cast<std::size_t>(base->tp_basicsize);
-  PyType_Spec spec{"erlang_loop.TimerHandle", static_cast<int>(state.timer_offset + sizeof(Timer)),
-                   0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+  if (static_cast<std::size_t>(base->tp_basicsize) > Timer::kOffset) {
+    PyErr_SetString(PyExc_SystemError, "asyncio's TimerHandle has outgrown ours");
+    return -1;
+  }
+  PyType_Spec spec{"erlang_loop.TimerHandle", static_cast<int>(Timer::kOffset + sizeof(Timer)), 0,
+                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                    g_timer_slots};
   state.timer_type =
       reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &spec, state.timer_class));
@@ -372,9 +376,9 @@ int handle_exec(PyObject* module, State& state) {
   return PyModule_AddType(module, state.timer_type);
 }
 
-void free_handles(State& state) {
-  free_list(state.free_handles);
-  free_list(state.free_timers);
+void free_handles(Shared& shared) {
+  free_list(shared.free_handles);
+  free_list(shared.free_timers);
 }
 
 }  // namespace loop

@@ -19,6 +19,7 @@ struct Handle {
 
   PyObject* self;  // the Python object these fields are part of
   Loop* loop;      // lives as long as `loop_object`
+  Shared* shared;
   PyObject* loop_object;
   PyObject* callback;  // null once cancelled
   PyObject* context;
@@ -29,10 +30,13 @@ struct Handle {
   std::uint32_t count;
   bool cancelled;
   bool running;
+  bool telling;  // its repr is made while it is being cancelled
   bool timer;
 };
 
 struct Timer : Handle {
+  static constexpr std::size_t kOffset =
+      128;  // in the object, behind the fields of asyncio.TimerHandle
   static constexpr std::size_t kNowhere = SIZE_MAX;
   double when;        // seconds, as Loop::time()
   std::size_t index;  // in the heap; kNowhere outside
@@ -48,6 +52,6 @@ Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* a
 void cancel_handle(Handle& handle);
 
 int handle_exec(PyObject* module, State& state);
-void free_handles(State& state);
+void free_handles(Shared& shared);
 
 }  // namespace loop

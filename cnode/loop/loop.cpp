@@ -30,15 +30,16 @@ std::uint64_t tag_of(int fd, std::uint32_t generation) {
 
 Loop::Loop(State& state, PyObject* object, std::unique_ptr<Poller> poller)
     : state_(state),
+      shared_(*state.shared),
       object_(object),
       poller_(std::move(poller)),
       inbox_(std::make_shared<Inbox>(*poller_)) {
-  ++state_.loops;
+  ++shared_.loops;
 }
 
 Loop::~Loop() {
   close();
-  --state_.loops;
+  shared_.leave(shared_.loops);
 }
 
 char* Loop::buffer() {

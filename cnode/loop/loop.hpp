@@ -143,6 +143,7 @@ class Loop {
   void remember_source(Handle& handle);
 
   State& state_;
+  Shared& shared_;
   PyObject* object_;
   std::unique_ptr<Poller> poller_;
   std::shared_ptr<Inbox> inbox_;

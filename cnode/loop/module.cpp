@@ -20,19 +20,33 @@ State& raw_state(PyObject* module) { return *static_cast<State*>(PyModule_GetSta
 // The places of all references the state owns.
 template <typename Visit>
 int each(State& state, Visit visit) {
-  for (PyObject** place :
-       {&state.handle_class, &state.timer_class, &state.transport_class, &state.datagram_class,
-        &state.buffered_class, &state.transport_socket, &state.socket_class, &state.socket_family,
-        &state.socket_kind, &state.socket_proto, &state.extract_stack,
-        &state.stream_protocol_data, &state.stream_reader_feed, &state.report_callback,
-        &state.report_slow, &state.transport_repr, &state.unclosed, &state.report_fatal,
-        &state.warn_lost_writes, &state.sendfile_try_native, &state.call_callback_names,
-        &state.empty_bytes}) {
+  for (PyObject** place : {&state.handle_class,
+                           &state.timer_class,
+                           &state.transport_class,
+                           &state.datagram_class,
+                           &state.buffered_class,
+                           &state.transport_socket,
+                           &state.socket_class,
+                           &state.socket_family,
+                           &state.socket_kind,
+                           &state.socket_proto,
+                           &state.extract_stack,
+                           &state.stream_protocol_data,
+                           &state.stream_reader_feed,
+                           &state.report_callback,
+                           &state.report_slow,
+                           &state.transport_repr,
+                           &state.unclosed,
+                           &state.report_fatal,
+                           &state.warn_lost_writes,
+                           &state.sendfile_try_native,
+                           &state.call_callback_names,
+                           &state.empty_bytes}) {
     if (const int status = visit(*place)) return status;
   }
-  for (PyTypeObject** place : {&state.loop_type, &state.handle_type, &state.timer_type,
-                               &state.stream_type, &state.datagram_type,
-                               &state.socket_watch_type}) {
+  for (PyTypeObject** place :
+       {&state.loop_type, &state.handle_type, &state.timer_type, &state.stream_type,
+        &state.datagram_type, &state.socket_watch_type}) {
     auto* object = reinterpret_cast<PyObject*>(*place);
     const int status = visit(object);
     *place = reinterpret_cast<PyTypeObject*>(object);
@@ -57,7 +71,12 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
 
 int clear(PyObject* module) {
   State& state = raw_state(module);
-  free_handles(state);
+  if (Shared* shared = std::exchange(state.shared, nullptr)) {
+    free_handles(*shared);
+    shared->orphan = true;
+    ++shared->loops;
+    shared->leave(shared->loops);  // frees it if there is nobody else
+  }
   if (state.tls != nullptr) tls_clear(*state.tls);
   return each(state, [](PyObject*& object) {
     Py_CLEAR(object);
@@ -110,6 +129,7 @@ void look_up(State& state) {
 
 int execute(PyObject* module) {
   State& state = raw_state(module);
+  state.shared = new Shared;
   try {
     look_up(state);
   } catch (py::Error& error) {
@@ -129,10 +149,10 @@ int execute(PyObject* module) {
 
 PyObject* debug_counters(PyObject* module, PyObject*) {
   const State& state = raw_state(module);
-  return Py_BuildValue("{s:L,s:L,s:L,s:L}", "loops", static_cast<long long>(state.loops), "handles",
-                       static_cast<long long>(state.handles), "timers",
-                       static_cast<long long>(state.timers), "transports",
-                       static_cast<long long>(state.transports));
+  return Py_BuildValue("{s:L,s:L,s:L,s:L}", "loops", static_cast<long long>(state.shared->loops),
+                       "handles", static_cast<long long>(state.shared->handles), "timers",
+                       static_cast<long long>(state.shared->timers), "transports",
+                       static_cast<long long>(state.shared->transports));
 }
 
 PyMethodDef g_functions[] = {{"accept_streams", accept_streams, METH_VARARGS, nullptr},

@@ -57,6 +57,28 @@ namespace loop {
   X(transport)
 
 struct TlsState;
+struct FreeList;
+
+// What objects need to the very end. When an interpreter ends, the collector clears types and the
+// module before it frees their last instances, so an object holds this, never the State, in its
+// destructor. Gone with the last of both.
+struct Shared {
+  // Live native objects, for tests that look for leaks.
+  std::int64_t handles = 0;
+  std::int64_t timers = 0;
+  std::int64_t transports = 0;
+  std::int64_t loops = 0;
+  // Handles that nobody holds any more, kept for the next callback.
+  FreeList* free_handles = nullptr;
+  FreeList* free_timers = nullptr;
+  bool orphan = false;  // the module is gone
+
+  // Counts down for an object that is being freed.
+  void leave(std::int64_t& counter) {
+    --counter;
+    if (orphan && handles + timers + transports + loops == 0) delete this;
+  }
+};
 
 struct State {
   PyTypeObject* loop_type;
@@ -96,20 +118,7 @@ struct State {
   } names;
 #undef LOOP_DECLARE_NAME
 
-  // Where native fields begin in objects whose base is a Python class.
-  std::size_t timer_offset;
-  std::size_t stream_offset;
-  std::size_t datagram_offset;
-
-  // Handles that nobody holds any more, kept for the next callback.
-  struct FreeList* free_handles;
-  struct FreeList* free_timers;
-
-  // Live native objects, for tests that look for leaks.
-  std::int64_t handles;
-  std::int64_t timers;
-  std::int64_t transports;
-  std::int64_t loops;
+  Shared* shared;
 
   TlsState* tls;
 };

@@ -36,6 +36,10 @@ struct Piece {
 };
 
 struct Stream {
+  static constexpr std::size_t kOffset = 64;  // in the object, behind the fields of asyncio's class
+
+  PyObject* weakrefs = nullptr;
+  Shared* shared = nullptr;
   PyObject* self = nullptr;
   Loop* loop = nullptr;  // lives as long as `loop_object`
   PyObject* loop_object = nullptr;
@@ -69,8 +73,7 @@ struct Stream {
 };
 
 Stream& of(PyObject* self) {
-  return *reinterpret_cast<Stream*>(reinterpret_cast<char*>(self) +
-                                    state_of_type(Py_TYPE(self))->stream_offset);
+  return *reinterpret_cast<Stream*>(reinterpret_cast<char*>(self) + Stream::kOffset);
 }
 
 // --- calling the protocol
@@ -875,8 +878,9 @@ PyObject* make_stream(PyTypeObject* type, PyObject* loop_object, PyObject* sock,
   PyObject* self = type->tp_alloc(type, 0);
   if (self == nullptr) return nullptr;
   State& state = loop->state();
-  auto& stream = *new (reinterpret_cast<char*>(self) + state.stream_offset) Stream;
-  ++state.transports;
+  auto& stream = *new (reinterpret_cast<char*>(self) + Stream::kOffset) Stream;
+  stream.shared = state.shared;
+  ++stream.shared->transports;
   stream.self = self;
   stream.loop = loop;
   stream.loop_object = Py_NewRef(loop_object);
@@ -952,12 +956,12 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
 // As asyncio's __del__: a transport that nobody closed.
 void finalize(PyObject* self) {
   Stream& stream = of(self);
-  if (stream.sock == nullptr) return;
+  if (stream.sock == nullptr || stream.loop == nullptr) return;
   PyObject* type = nullptr;
   PyObject* value = nullptr;
   PyObject* trace = nullptr;
   PyErr_Fetch(&type, &value, &trace);
-  State& state = *state_of_type(Py_TYPE(self));
+  State& state = stream.state();
   PyObject* warned = PyObject_CallOneArg(state.unclosed, self);
   Py_XDECREF(warned);
   if (warned == nullptr) PyErr_WriteUnraisable(self);
@@ -973,12 +977,12 @@ void finalize(PyObject* self) {
 void dealloc(PyObject* self) {
   if (PyObject_CallFinalizerFromDealloc(self) < 0) return;
   PyTypeObject* type = Py_TYPE(self);
-  State& state = *state_of_type(type);
+  Shared& shared = *of(self).shared;
   PyObject_GC_UnTrack(self);
-  if (type->tp_weaklistoffset != 0) PyObject_ClearWeakRefs(self);
+  PyObject_ClearWeakRefs(self);
   clear(self);
   of(self).~Stream();
-  --state.transports;
+  shared.leave(shared.transports);
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -1028,9 +1032,13 @@ PyGetSetDef g_attributes[] = {{"_loop", get_loop, nullptr, nullptr, nullptr},
                               {"_paused", get_paused, nullptr, nullptr, nullptr},
                               {"_eof", get_eof, nullptr, nullptr, nullptr},
                               {"_protocol_paused", get_protocol_paused, nullptr, nullptr, nullptr},
-    {"_start_tls_compatible", get_compatible, nullptr, nullptr, nullptr},
+                              {"_start_tls_compatible", get_compatible, nullptr, nullptr, nullptr},
                               {"_sendfile_compatible", get_sendfile, nullptr, nullptr, nullptr},
                               {}};
+
+PyMemberDef g_members[] = {{"__weaklistoffset__", T_PYSSIZET,
+                            Stream::kOffset + offsetof(Stream, weakrefs), READONLY, nullptr},
+                           {}};
 
 PyType_Slot g_slots[] = {{Py_tp_new, reinterpret_cast<void*>(make)},
                          {Py_tp_init, reinterpret_cast<void*>(ignore_arguments)},
@@ -1041,6 +1049,7 @@ PyType_Slot g_slots[] = {{Py_tp_new, reinterpret_cast<void*>(make)},
                          {Py_tp_repr, reinterpret_cast<void*>(repr)},
                          {Py_tp_methods, g_methods},
                          {Py_tp_getset, g_attributes},
+                         {Py_tp_members, g_members},
                          {0, nullptr}};
 
 }  // namespace
@@ -1124,9 +1133,12 @@ int stream_write(PyObject* self, const char* data, std::size_t size) {
 
 int stream_exec(PyObject* module, State& state) {
   auto* base = reinterpret_cast<PyTypeObject*>(state.transport_class);
-  state.stream_offset = static_cast<std::size_t>(base->tp_basicsize);
+  if (static_cast<std::size_t>(base->tp_basicsize) > Stream::kOffset) {
+    PyErr_SetString(PyExc_SystemError, "asyncio's transports have outgrown ours");
+    return -1;
+  }
   PyType_Spec spec{"erlang_loop.StreamTransport",
-                   static_cast<int>(state.stream_offset + sizeof(Stream)), 0,
+                   static_cast<int>(Stream::kOffset + sizeof(Stream)), 0,
                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, g_slots};
   state.stream_type = reinterpret_cast<PyTypeObject*>(
       PyType_FromModuleAndSpec(module, &spec, state.transport_class));

@@ -14,8 +14,8 @@ namespace loop {
 
 int stream_exec(PyObject* module, State& state);
 
-// write() of memory that is good for the time of the call, to a StreamTransport. -1 with an exception
-// set.
+// write() of memory that is good for the time of the call, to a StreamTransport. -1 with an
+// exception set.
 int stream_write(PyObject* self, const char* data, std::size_t size);
 
 // accept_streams(loop, protocol_factory, sock, server, backlog): accepts up to `backlog`
