@@ -27,7 +27,7 @@
 
 -record(router, {
     loop :: py_event_loop:loop(),
-    monitor :: reference(),
+    monitor :: reference() | undefined,             % of the loop, once it knows its router
     topics = #{} :: #{topic() => [pid()]},
     monitors = #{} :: #{pid() => reference()},
     kept = [] :: [py_event_loop:event()],           % for nobody yet, newest first
@@ -40,6 +40,7 @@ start_link(Loop) when is_pid(Loop), node(Loop) =/= node() ->
     {ok, Router} = gen_server:start_link(?MODULE, Loop, []),
     case py_event_loop:set_router(Loop, Router) of
         ok ->
+            ok = gen_server:call(Router, watch, infinity),
             {ok, Router};
         {error, Reason} ->
             true = unlink(Router),
@@ -88,9 +89,11 @@ request(Router, Request) ->
 
 -spec init(py_event_loop:loop()) -> {ok, #router{}}.
 init(Loop) ->
-    {ok, #router{loop = Loop, monitor = monitor(process, Loop)}}.
+    {ok, #router{loop = Loop}}.
 
 -spec handle_call(term(), gen_server:from(), #router{}) -> {reply, ok, #router{}}.
+handle_call(watch, _, State = #router{loop = Loop}) ->
+    {reply, ok, State#router{monitor = monitor(process, Loop)}};
 handle_call({subscribe, Topic, Pid}, _, State) ->
     {reply, ok, hand_over(Topic, Pid, add(Topic, Pid, watch(Pid, State)))};
 handle_call({unsubscribe, Topic, Pid}, _, State) ->

@@ -205,8 +205,8 @@ readiness_reaches_who_subscribed_to_its_id(Config) ->
                               fun() -> py_event_router:subscribe(Router, 1) end,
                               fun() -> py_event_router:subscribe(Router, 2) end]],
         [receive {Pid, subscribed} -> ok end || Pid <- [All, One, Other]],
-        ok = py_event_router:subscribe(Router, 1),
-        ok = py_event_router:subscribe(Router, 1),
+        % However often, and to its Id and to all: each event comes once.
+        [ok = py_event_router:subscribe(Router, Id) || Id <- [1, 1, 5]],
         {ok, _} = py_event_loop:add_reader(Loop, Fd, 1),
         Send(<<"x">>),
         Message = {py_event, Loop, {readable, Fd, 1}},
@@ -218,7 +218,16 @@ readiness_reaches_who_subscribed_to_its_id(Config) ->
         [receive {Pid, Got} -> ?assertEqual({py_event, Loop, {timeout, Ref, 2}}, Got) after 10000 -> error(not_told) end
          || Pid <- [All, Other]],
         ?assertEqual([], events(Loop, 50)),
+        ok = py_event_router:subscribe(Router),
+        {ok, Both} = py_event_loop:start_timer(Loop, 1, 5),
+        ?assertEqual([{timeout, Both, 5}], events(Loop, 50)),
+        [receive {Pid, {py_event, Loop, {timeout, Both, 5}}} -> ok after 10000 -> error(not_told) end || Pid <- [All]],
+        ok = py_event_router:unsubscribe(Router),
+        [ok = py_event_router:subscribe(Router, Id) || Id <- [1, 5]],
         ok = py_event_router:unsubscribe(Router, 1),
+        {ok, Five} = py_event_loop:start_timer(Loop, 1, 5),
+        ?assertEqual([{timeout, Five, 5}], events(Loop, 50)),
+        [receive {Pid, {py_event, Loop, {timeout, Five, 5}}} -> ok after 10000 -> error(not_told) end || Pid <- [All]],
         ok = py_event_loop:rearm(Loop, Fd),
         [receive {Pid, Got} -> ?assertEqual(Message, Got) after 10000 -> error(not_told) end || Pid <- [All, One]],
         ?assertEqual([], events(Loop, 50)),
@@ -227,7 +236,9 @@ readiness_reaches_who_subscribed_to_its_id(Config) ->
         ?assertEqual(normal, down(Monitor)),
         ?assertMatch({error, {down, _}}, py_event_router:subscribe(Router)),
         ?assertEqual(ok, py_event_router:stop(Router)),
-        ?assertEqual({error, closed}, py_event_router:start_link(Loop))
+        {links, Links} = process_info(self(), links),
+        [?assertEqual({error, closed}, py_event_router:start_link(Loop)) || _ <- lists:seq(1, 100)],
+        ?assertEqual({links, Links}, process_info(self(), links))
     end).
 
 a_process_can_be_the_router_itself(Config) ->
