@@ -382,9 +382,11 @@ int write_job(Loop& loop, PyObject* self) {
   return lose_now(datagram, Py_None);
 }
 
-bool warn_lost(Datagram& datagram, State& state) {
-  if (datagram.lost >= Endpoint::kLostWrites) {
-    PyObject* done = PyObject_CallNoArgs(state.warn_lost_writes);
+bool warn_lost(Datagram& datagram) {
+  State* state =
+      datagram.lost < Endpoint::kLostWrites ? nullptr : state_of_type(Py_TYPE(datagram.self));
+  if (state != nullptr) {
+    PyObject* done = PyObject_CallNoArgs(state->warn_lost_writes);
     Py_XDECREF(done);
     if (done == nullptr) return false;
   }
@@ -478,7 +480,7 @@ PyObject* send_to(PyObject* self, PyObject* const* arguments, Py_ssize_t count, 
     address = datagram.remote;
   }
   if ((datagram.lost != 0 && datagram.remote != nullptr) || datagram.loop == nullptr) {
-    if (!warn_lost(datagram, *state_of_type(Py_TYPE(self)))) return nullptr;
+    if (!warn_lost(datagram)) return nullptr;
     Py_RETURN_NONE;
   }
   const py::Ref loop_kept = py::Ref::borrow(datagram.loop_object);

@@ -1,5 +1,6 @@
 #include "cnode/loop/endpoint.hpp"
 
+#include <cerrno>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -43,8 +44,15 @@ int open_endpoint(Endpoint& endpoint, PyObject* self, Loop& loop, PyObject* file
   endpoint.protocol = Py_NewRef(protocol);
   endpoint.context = PyContext_CopyCurrent();
   if (endpoint.context == nullptr) return -1;
-  endpoint.fd = PyObject_AsFileDescriptor(file);
-  if (endpoint.fd < 0) return -1;
+  PyObject* number = PyObject_CallMethodNoArgs(file, loop.state().names.fileno);
+  if (number == nullptr) return -1;
+  endpoint.fd = static_cast<int>(PyLong_AsLong(number));
+  Py_DECREF(number);
+  if (endpoint.fd < 0) {
+    errno = EBADF;
+    if (PyErr_Occurred() == nullptr) PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+  }
   const bool given = extra != nullptr && extra != Py_None;
   endpoint.extra = given ? PyDict_Copy(extra) : PyDict_New();
   if (endpoint.extra == nullptr) return -1;

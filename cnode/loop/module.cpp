@@ -6,6 +6,7 @@
 #include "cnode/loop/datagram.hpp"
 #include "cnode/loop/handle.hpp"
 #include "cnode/loop/loop.hpp"
+#include "cnode/loop/pipes.hpp"
 #include "cnode/loop/sockets.hpp"
 #include "cnode/loop/state.hpp"
 #include "cnode/loop/stream.hpp"
@@ -24,6 +25,8 @@ int each(State& state, Visit visit) {
                            &state.timer_class,
                            &state.transport_class,
                            &state.datagram_class,
+                           &state.read_pipe_class,
+                           &state.write_pipe_class,
                            &state.buffered_class,
                            &state.transport_socket,
                            &state.socket_class,
@@ -38,6 +41,7 @@ int each(State& state, Visit visit) {
                            &state.transport_repr,
                            &state.unclosed,
                            &state.report_fatal,
+                           &state.note,
                            &state.warn_lost_writes,
                            &state.sendfile_try_native,
                            &state.call_callback_names,
@@ -46,7 +50,8 @@ int each(State& state, Visit visit) {
   }
   for (PyTypeObject** place :
        {&state.loop_type, &state.handle_type, &state.timer_type, &state.stream_type,
-        &state.datagram_type, &state.socket_watch_type}) {
+        &state.datagram_type, &state.socket_watch_type, &state.read_pipe_type,
+        &state.write_pipe_type}) {
     auto* object = reinterpret_cast<PyObject*>(*place);
     const int status = visit(object);
     *place = reinterpret_cast<PyTypeObject*>(object);
@@ -100,6 +105,8 @@ void look_up(State& state) {
   // A Transport; the fallback of sendfile() asks for the mixin.
   state.transport_class = from(py::import("asyncio.transports"), "_FlowControlMixin");
   state.datagram_class = from(glue, "DatagramBase");
+  state.read_pipe_class = from(asyncio, "ReadTransport");
+  state.write_pipe_class = from(glue, "WritePipeBase");
   state.buffered_class = from(asyncio, "BufferedProtocol");
   state.transport_socket = from(py::import("asyncio.trsock"), "TransportSocket");
   state.socket_class = from(py::import("socket"), "socket");
@@ -116,6 +123,7 @@ void look_up(State& state) {
   state.report_fatal = from(glue, "report_fatal");
   state.transport_repr = from(glue, "transport_repr");
   state.unclosed = from(glue, "unclosed");
+  state.note = from(glue, "note");
   state.warn_lost_writes = from(glue, "warn_lost_writes");
   state.sendfile_try_native =
       from(py::attribute(py::import("asyncio.constants").get(), "_SendfileMode"), "TRY_NATIVE");
@@ -144,7 +152,8 @@ int execute(PyObject* module) {
   if (tls_exec(module, *state.tls) < 0) return -1;
   if (loop_exec(module, state) < 0) return -1;
   if (sockets_exec(module, state) < 0) return -1;
-  return datagram_exec(module, state);
+  if (datagram_exec(module, state) < 0) return -1;
+  return pipes_exec(module, state);
 }
 
 PyObject* debug_counters(PyObject* module, PyObject*) {

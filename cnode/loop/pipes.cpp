@@ -46,10 +46,14 @@ struct WritePipe : Endpoint {
 ReadPipe& reader_of(PyObject* self) { return fields_of<ReadPipe>(self); }
 WritePipe& writer_of(PyObject* self) { return fields_of<WritePipe>(self); }
 
-void note_in_debug(Endpoint& pipe, const char* level, const char* text) {
+// Levels of the module logging.
+constexpr int kDebug = 10;
+constexpr int kInfo = 20;
+constexpr int kWarning = 30;
+
+void note_in_debug(Endpoint& pipe, int level, const char* text) {
   if (!pipe.loop->debug()) return;
-  PyObject* done =
-      PyObject_CallFunction(pipe.state().report_note, "ssO", level, text, pipe.self);
+  PyObject* done = PyObject_CallFunction(pipe.state().note, "isO", level, text, pipe.self);
   Py_XDECREF(done);
   if (done == nullptr) PyErr_WriteUnraisable(pipe.self);
 }
@@ -96,7 +100,7 @@ int eof_job(Loop& loop, PyObject* self) {
 }
 
 int end_of_pipe(ReadPipe& pipe) {
-  note_in_debug(pipe, "INFO", "was closed by peer");
+  note_in_debug(pipe, kInfo, "%r was closed by peer");
   pipe.loop->push(eof_job, Py_NewRef(pipe.self));
   end_reading(pipe, nullptr);
   return 0;
@@ -166,7 +170,7 @@ PyObject* pause_reading(PyObject* self, PyObject*) {
   if (pipe.closing || pipe.paused) Py_RETURN_NONE;
   pipe.paused = true;
   stop_side(pipe, Side::kRead);
-  note_in_debug(pipe, "DEBUG", "pauses reading");
+  note_in_debug(pipe, kDebug, "%r pauses reading");
   Py_RETURN_NONE;
 }
 
@@ -175,7 +179,7 @@ PyObject* resume_reading(PyObject* self, PyObject*) {
   if (pipe.closing || !pipe.paused) Py_RETURN_NONE;
   pipe.paused = false;
   if (watch_reading(pipe) < 0) return nullptr;
-  note_in_debug(pipe, "DEBUG", "resumes reading");
+  note_in_debug(pipe, kDebug, "%r resumes reading");
   Py_RETURN_NONE;
 }
 
@@ -281,7 +285,7 @@ int write_job(Loop& loop, PyObject* self) {
 int reader_gone(Loop&, PyObject* self) {
   WritePipe& pipe = writer_of(self);
   if (pipe.loop == nullptr) return 0;
-  note_in_debug(pipe, "INFO", "was closed by peer");
+  note_in_debug(pipe, kInfo, "%r was closed by peer");
   PyObject* reason = pipe.queued == 0 ? nullptr : PyObject_CallNoArgs(PyExc_BrokenPipeError);
   if (PyErr_Occurred() != nullptr) return -1;
   end_writing(pipe, reason);
@@ -298,11 +302,12 @@ int writing_started(Loop&, PyObject* self) {
   return pipe.loop == nullptr ? 0 : waiter_done(pipe);
 }
 
-bool warn_lost(WritePipe& pipe, State& state) {
-  if (pipe.lost >= Endpoint::kLostWrites) {
+bool warn_lost(WritePipe& pipe) {
+  State* state = pipe.lost < Endpoint::kLostWrites ? nullptr : state_of_type(Py_TYPE(pipe.self));
+  if (state != nullptr) {
     PyObject* done =
-        PyObject_CallFunction(state.report_note, "sss", "WARNING",
-                              "pipe closed by peer or os.write(pipe, data) raised exception.", "");
+        PyObject_CallFunction(state->note, "is", kWarning,
+                              "pipe closed by peer or os.write(pipe, data) raised exception.");
     Py_XDECREF(done);
     if (done == nullptr) return false;
   }
@@ -347,7 +352,7 @@ PyObject* write_data(PyObject* self, PyObject* data) {
   int status = 0;
   if (view.len > 0) {
     if (pipe.lost != 0 || pipe.closing || pipe.loop == nullptr) {
-      status = warn_lost(pipe, *state_of_type(Py_TYPE(self))) ? 0 : -1;
+      status = warn_lost(pipe) ? 0 : -1;
     } else {
       const py::Ref loop_kept = py::Ref::borrow(pipe.loop_object);
       status = write_view(pipe, data, view);
@@ -356,13 +361,6 @@ PyObject* write_data(PyObject* self, PyObject* data) {
   PyBuffer_Release(&view);
   if (status < 0) return nullptr;
   Py_RETURN_NONE;
-}
-
-PyObject* write_lines(PyObject* self, PyObject* lines) {
-  const py::Ref nothing = py::Ref::steal(PyBytes_FromStringAndSize(nullptr, 0));
-  const py::Ref whole =
-      py::Ref::steal(nothing ? PyObject_CallMethod(nothing.get(), "join", "O", lines) : nullptr);
-  return whole ? write_data(self, whole.get()) : nullptr;
 }
 
 PyObject* close_writing(PyObject* self, PyObject*) {
@@ -391,7 +389,9 @@ PyObject* set_limits(PyObject* self, PyObject* arguments, PyObject* options) {
   Py_RETURN_NONE;
 }
 
-PyObject* buffer_size(PyObject* self, PyObject*) { return PyLong_FromSize_t(writer_of(self).queued); }
+PyObject* buffer_size(PyObject* self, PyObject*) {
+  return PyLong_FromSize_t(writer_of(self).queued);
+}
 
 PyObject* get_protocol_paused(PyObject* self, void*) {
   return PyBool_FromLong(writer_of(self).flow.paused ? 1 : 0);
@@ -400,14 +400,23 @@ PyObject* get_paused(PyObject* self, void*) {
   return PyBool_FromLong(reader_of(self).paused ? 1 : 0);
 }
 
+// Whoever takes the pipe away closes it.
+int set_pipe(PyObject* self, PyObject* value, void*) {
+  PyObject* file = value == nullptr || value == Py_None ? nullptr : Py_NewRef(value);
+  Py_XSETREF(fields_of<Endpoint>(self).file, file);
+  return 0;
+}
+
 // --- as text
 
 const char* state_of_pipe(const Endpoint& pipe) {
   return pipe.file == nullptr ? " closed" : pipe.closing ? " closing" : "";
 }
 
+// Whether it is watched, or that nobody can watch it any more.
 const char* polling(const Endpoint& pipe, Side side) {
   if (pipe.file == nullptr) return "closed";
+  if (pipe.loop == nullptr || pipe.loop->closed) return "open";
   return watches_side(pipe, side) ? "polling" : "idle";
 }
 
@@ -487,7 +496,8 @@ PyObject* make(PyObject* loop_object, PyTypeObject* type, PyObject* arguments, P
   PyObject* self = type->tp_alloc(type, 0);
   if (self == nullptr) return nullptr;
   auto& pipe = *new (&fields_of<Fields>(self)) Fields;
-  ++loop.state().transports;
+  pipe.shared = loop.state().shared;
+  ++pipe.shared->transports;
   if (fill(pipe, self, loop, made) == 0) return self;
   Py_CLEAR(pipe.file);  // the caller's, who closes it
   Py_DECREF(self);
@@ -524,12 +534,12 @@ template <typename Fields>
 void dealloc(PyObject* self, int (*clear)(PyObject*)) {
   if (PyObject_CallFinalizerFromDealloc(self) < 0) return;
   PyTypeObject* type = Py_TYPE(self);
-  State& state = *state_of_type(type);
+  Shared& shared = *fields_of<Fields>(self).shared;
   PyObject_GC_UnTrack(self);
   PyObject_ClearWeakRefs(self);
   clear(self);
   fields_of<Fields>(self).~Fields();
-  --state.transports;
+  shared.leave(shared.transports);
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -553,7 +563,6 @@ PyMethodDef g_reader_methods[] = {
 
 PyMethodDef g_writer_methods[] = {
     {"write", write_data, METH_O, "write(data): write it, or queue it until there is room."},
-    {"writelines", write_lines, METH_O, "writelines(list): write() of all of them together."},
     {"write_eof", close_writing, METH_NOARGS, "write_eof(): close()."},
     {"can_write_eof", can_write_eof, METH_NOARGS, "can_write_eof(): True."},
     {"close", close_writing, METH_NOARGS, "close(): close when what is queued is written."},
@@ -576,7 +585,7 @@ PyMethodDef g_writer_methods[] = {
 PyGetSetDef g_reader_attributes[] = {
     {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, nullptr, nullptr},
     {"_loop", endpoint_loop, nullptr, nullptr, nullptr},
-    {"_pipe", endpoint_file, nullptr, nullptr, nullptr},
+    {"_pipe", endpoint_file, set_pipe, nullptr, nullptr},
     {"_fileno", endpoint_fd, nullptr, nullptr, nullptr},
     {"_extra", endpoint_extra, nullptr, nullptr, nullptr},
     {"_protocol", endpoint_protocol, nullptr, nullptr, nullptr},
@@ -587,7 +596,7 @@ PyGetSetDef g_reader_attributes[] = {
 PyGetSetDef g_writer_attributes[] = {
     {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, nullptr, nullptr},
     {"_loop", endpoint_loop, nullptr, nullptr, nullptr},
-    {"_pipe", endpoint_file, nullptr, nullptr, nullptr},
+    {"_pipe", endpoint_file, set_pipe, nullptr, nullptr},
     {"_fileno", endpoint_fd, nullptr, nullptr, nullptr},
     {"_extra", endpoint_extra, nullptr, nullptr, nullptr},
     {"_protocol", endpoint_protocol, nullptr, nullptr, nullptr},
@@ -625,8 +634,8 @@ int pipes_exec(PyObject* module, State& state) {
   state.read_pipe_type = endpoint_type(module, "erlang_loop.ReadPipeTransport", sizeof(ReadPipe),
                                        state.read_pipe_class, g_reader_slots);
   if (state.read_pipe_type == nullptr) return -1;
-  state.write_pipe_type = endpoint_type(module, "erlang_loop.WritePipeTransport",
-                                        sizeof(WritePipe), state.write_pipe_class, g_writer_slots);
+  state.write_pipe_type = endpoint_type(module, "erlang_loop.WritePipeTransport", sizeof(WritePipe),
+                                        state.write_pipe_class, g_writer_slots);
   return state.write_pipe_type == nullptr ? -1 : add_loop_methods(state, g_loop_methods);
 }
 

@@ -43,6 +43,7 @@ namespace loop {
   X(pause_reading)          \
   X(pause_writing)          \
   X(peername)               \
+  X(pipe)                   \
   X(pipe_data_received)     \
   X(protocol)               \
   X(recv_into)              \
@@ -87,12 +88,16 @@ struct State {
   PyTypeObject* stream_type;
   PyTypeObject* datagram_type;
   PyTypeObject* socket_watch_type;
+  PyTypeObject* read_pipe_type;
+  PyTypeObject* write_pipe_type;
 
   // From asyncio and from erlang_loop._glue, looked up when the module is made.
   PyObject* handle_class;      // asyncio.Handle: its repr serves ours
   PyObject* timer_class;       // asyncio.TimerHandle
   PyObject* transport_class;   // asyncio.Transport
   PyObject* datagram_class;    // asyncio.DatagramTransport
+  PyObject* read_pipe_class;       // asyncio.ReadTransport
+  PyObject* write_pipe_class;      // _glue: asyncio.WriteTransport with flow control
   PyObject* buffered_class;    // asyncio.BufferedProtocol
   PyObject* transport_socket;  // asyncio.trsock.TransportSocket
   PyObject* socket_class;      // socket.socket
@@ -107,6 +112,7 @@ struct State {
   PyObject* transport_repr;        // _glue: repr of a transport
   PyObject* unclosed;              // _glue: ResourceWarning of a transport
   PyObject* report_fatal;          // _glue: a transport's fatal error
+  PyObject* note;                  // _glue: writes to the log
   PyObject* warn_lost_writes;      // _glue: writes to a connection that is gone
   PyObject* sendfile_try_native;   // asyncio.constants._SendfileMode.TRY_NATIVE
   PyObject* call_callback_names;   // ("context",): the only keyword of call_soon and its like

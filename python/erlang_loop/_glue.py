@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from asyncio import base_events, format_helpers
+from asyncio import base_events, format_helpers, transports
 from asyncio.log import logger
 from typing import Any
 
@@ -13,6 +13,17 @@ class DatagramBase(asyncio.Transport, asyncio.DatagramTransport):
     """What our datagram transports are: both, as asyncio's own."""
 
     __slots__ = ()
+
+
+class WritePipeBase(transports._FlowControlMixin, asyncio.WriteTransport):
+    """What the write ends of pipes are, as asyncio's own."""
+
+    __slots__ = ()
+
+
+def note(level: int, text: str, *arguments: Any) -> None:
+    """Write to asyncio's log."""
+    logger.log(level, text, *arguments)
 
 
 def report_callback(loop: Any, handle: Any, error: BaseException) -> None:
