@@ -93,14 +93,19 @@ def late(*_: object) -> None:
 
 @pytest.fixture(autouse=True)
 def a_hang_is_a_failure() -> Iterator[None]:
-    """SIGALRM, which no test uses, interrupts whatever waits; what it cannot interrupt ends the whole run."""
+    """SIGALRM, which no test uses, interrupts whatever waits."""
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    faulthandler.dump_traceback_later(SECONDS + 15, exit=True)
     yield
-    faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_hang_that_nothing_interrupts_ends_the_run() -> Iterator[None]:
+    faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

@@ -157,11 +157,11 @@ class Belongings:
         left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - self.threads]
         return left
 
-    def expect_nothing_left(
-        self, forget: Callable[[], None] = lambda: None, seconds: float = 3
-    ) -> None:
+    patience = 3.0  # seconds
+
+    def expect_nothing_left(self, forget: Callable[[], None] = lambda: None) -> None:
         """Fails unless all that came has gone; threads that were told to end get a moment to do it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.patience
         forget()
         while left := self.left_behind():
             assert time.monotonic() < deadline, "left behind: " + "; ".join(left)

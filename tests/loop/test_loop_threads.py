@@ -138,7 +138,7 @@ def test_coroutines_can_be_sent_to_a_loop_and_their_results_or_errors_come_back(
 def test_a_call_to_a_loop_that_is_closed_meanwhile_is_an_error_and_no_crash(
     loop_factory: LoopFactory,
 ) -> None:
-    for _ in range(30):
+    for _ in range(8):
         loop = loop_factory()
         began, outcomes = threading.Barrier(5), []
 

@@ -346,32 +346,46 @@ def switches_and_ticks(pid: int) -> tuple[int, int]:
     return switches, int(fields[11]) + int(fields[12])
 
 
-@pytest.fixture(scope="module")
-def idle_for_ten_seconds(request: pytest.FixtureRequest) -> Iterator[dict[str, tuple[int, int]]]:
-    """All the idle programs, side by side: what each did while ten seconds passed."""
-    loop = [name for name in request.config.getoption("--loops").split(",") if name != "asyncio"][0]
-    programs: dict[str, subprocess.Popen[str]] = {}
-    for name, body in IDLE.items():
-        text = "\n".join(line for line in body.splitlines() if line.strip())
-        programs[name] = start(IDLE_SCRIPT.replace("{body}\n", text + "\n"), loop)
-    try:
-        for program in programs.values():
-            assert program.stdout and program.stdout.readline() == "idle\n"
+class IdlePrograms:
+    """All of them side by side, started with this module: ten seconds pass while its other tests run."""
+
+    def __init__(self, loop: str) -> None:
+        self.programs: dict[str, subprocess.Popen[str]] = {}
+        for name, body in IDLE.items():
+            text = "\n".join(line for line in body.splitlines() if line.strip())
+            self.programs[name] = start(IDLE_SCRIPT.replace("{body}\n", text + "\n"), loop)
+        self.before: dict[str, tuple[int, int]] = {}
+        for program in self.programs.values():
+            assert program.stdout and program.stdout.readline() == "idle\n", end(program)
         time.sleep(0.2)  # the line is out before its loop has gone to sleep
-        before = {name: switches_and_ticks(program.pid) for name, program in programs.items()}
-        time.sleep(10)
-        after = {name: switches_and_ticks(program.pid) for name, program in programs.items()}
-    finally:
-        for program in programs.values():
+        self.began = time.monotonic()
+        self.before = self.counts()
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        return {name: switches_and_ticks(program.pid) for name, program in self.programs.items()}
+
+    def used(self, name: str) -> tuple[int, int]:
+        """How often one of them gave up its processor, and the ticks that it used, since ten seconds and more."""
+        time.sleep(max(0.0, self.began + 10 - time.monotonic()))
+        assert self.programs[name].poll() is None
+        switches, ticks = self.counts()[name]
+        return switches - self.before[name][0], ticks - self.before[name][1]
+
+    def end(self) -> None:
+        for program in self.programs.values():
             end(program)
-    yield {
-        name: (after[name][0] - before[name][0], after[name][1] - before[name][1])
-        for name in programs
-    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle_programs(request: pytest.FixtureRequest) -> Iterator[IdlePrograms]:
+    loop = [name for name in request.config.getoption("--loops").split(",") if name != "asyncio"]
+    idle = IdlePrograms([*loop, "asyncio"][0])
+    yield idle
+    idle.end()
 
 
 @pytest.mark.parametrize("name", IDLE)
 def test_an_idle_loop_wakes_up_for_nothing_in_ten_seconds(
-    our_loop: str, idle_for_ten_seconds: dict[str, tuple[int, int]], name: str
+    our_loop: str, idle_programs: IdlePrograms, name: str
 ) -> None:
-    assert idle_for_ten_seconds[name] == (0, 0)
+    assert idle_programs.used(name) == (0, 0)

@@ -9,7 +9,7 @@ import pytest
 import support
 
 
-@pytest.mark.parametrize("options", [["--seconds", "10"], ["--seconds", "3", "--debug"]])
+@pytest.mark.parametrize("options", [["--seconds", "10"], ["--seconds", "2", "--debug"]])
 def test_everything_at_once_gives_right_answers_and_leaves_nothing(
     our_loop: str, options: list[str]
 ) -> None:
@@ -33,7 +33,7 @@ def test_a_wrong_answer_ends_it_with_an_error(our_loop: str) -> None:
     code = """
         import random, stress
         stress.Answers.data_received = lambda self, data: self.transport.write(data[::-1])
-        sys.argv = ["stress", "--seconds", "1", "--loop", os.environ["TEST_LOOP"]]
+        sys.argv = ["stress", "--seconds", "0.5", "--loop", os.environ["TEST_LOOP"]]
         sys.exit(stress.main())
     """
     ended = support.script(code, our_loop)
@@ -47,6 +47,7 @@ def test_a_descriptor_left_behind_ends_it_with_an_error(our_loop: str) -> None:
             self.count["left"] += 1
             os.dup(0)
         stress.Stress.watched = watched
+        Belongings.patience = 0.2
         sys.argv = ["stress", "--seconds", "0.2", "--loop", os.environ["TEST_LOOP"]]
         sys.exit(stress.main())
     """
