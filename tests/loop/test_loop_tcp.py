@@ -966,7 +966,7 @@ def test_many_connections_at_once_get_their_own_answers(loop_factory: LoopFactor
             await writer.wait_closed()
 
         async with serving(Echo) as address:
-            await asyncio.gather(*(one(number, address) for number in range(150)))
+            await asyncio.gather(*(one(number, address) for number in range(90)))
 
     run(loop_factory, main)
 
