@@ -10,6 +10,7 @@ import contextlib
 import gc
 import inspect
 import os
+import select
 import socket
 import ssl
 import tempfile
@@ -789,6 +790,48 @@ def test_data_that_nobody_waits_for_does_not_keep_the_loop_busy(loop_factory: Lo
             assert await waiting == b"def"
 
     run(loop_factory, main)
+
+
+def is_woken(loop: Any) -> bool:
+    """Whether the loop would find something to do."""
+    return bool(select.select([loop.poll_fd()], [], [], 0)[0])
+
+
+def test_a_watch_that_nobody_claims_for_long_is_taken_off(our_factory: LoopFactory) -> None:
+    async def main() -> None:
+        loop = running()
+        with pair() as (near, far):
+            waiting = loop.create_task(loop.sock_recv(near, 10))
+            await asyncio.sleep(0.01)
+            far.send(b"abc")
+            assert await waiting == b"abc"
+            far.send(b"1")
+            assert is_woken(loop)  # kept: the next wait costs nothing
+            for _ in range(20):
+                far.send(b"1")
+                await asyncio.sleep(0.001)
+            far.send(b"1")
+            assert not is_woken(loop)
+
+    run(our_factory, main)
+
+
+def test_a_kept_watch_does_not_keep_the_loop_busy_beside_a_reader(our_factory: LoopFactory) -> None:
+    """A reader makes the descriptor level-triggered, and there is always room to write."""
+
+    async def main() -> None:
+        loop = running()
+        with pair() as (near, far):
+            sending = loop.create_task(loop.sock_sendall(near, bytes(3_000_000)))
+            await asyncio.sleep(0.01)
+            while not sending.done():
+                await loop.sock_recv(far, 1 << 20)
+            loop.add_reader(near, lambda: None)
+            await asyncio.sleep(0.01)
+            assert not is_woken(loop)
+            loop.remove_reader(near)
+
+    run(our_factory, main)
 
 
 def test_a_peer_that_hangs_up_while_nobody_waits_is_seen_by_the_next_call(
