@@ -186,19 +186,10 @@ PyObject* call_at(PyObject* self, PyObject* const* arguments, Py_ssize_t count, 
 
 PyObject* loop_time(PyObject*, PyObject*) { return PyFloat_FromDouble(Loop::clock()); }
 
-// `time` is an attribute with a setter, so that a program which skips time may replace it as it can
-// asyncio's.
-PyMethodDef g_time{"time", loop_time, METH_NOARGS,
-                   "time(): seconds of the loop's clock, which is monotonic."};
-
-PyObject* get_time(PyObject* self, void*) {
-  PyObject* own = of(self).own_clock();
-  return own != nullptr ? Py_NewRef(own) : PyCFunction_New(&g_time, nullptr);
-}
-
-int set_time(PyObject* self, PyObject* value, void*) {
-  of(self).set_clock(value);
-  return 0;
+// A program that skips time puts a function of its own in the place of time(); null takes it back.
+PyObject* set_clock(PyObject* self, PyObject* clock) {
+  of(self).set_clock(clock == Py_None ? nullptr : clock);
+  Py_RETURN_NONE;
 }
 
 // --- running
@@ -385,6 +376,8 @@ PyMethodDef g_methods[] = {
      "before."},
     {"call_at", method(call_at), METH_FASTCALL | METH_KEYWORDS,
      "call_at(when, callback, *args, context=None): run it at a time of the loop's clock."},
+    {"time", loop_time, METH_NOARGS, "time(): seconds of the loop's clock, which is monotonic."},
+    {"_set_clock", set_clock, METH_O, nullptr},
     {"stop", stop, METH_NOARGS, "stop(): end run_forever() after this turn."},
     {"is_running", is_running, METH_NOARGS, "is_running(): whether the loop runs."},
     {"is_closed", is_closed, METH_NOARGS, "is_closed(): whether close() was called."},
@@ -412,7 +405,6 @@ PyGetSetDef g_attributes[] = {
     {"_thread_id", get_thread, set_thread, nullptr, nullptr},
     {"slow_callback_duration", get_slow, set_slow,
      "Seconds from which debug mode reports a callback.", nullptr},
-    {"time", get_time, set_time, g_time.ml_doc, nullptr},
     {"driver", driver, nullptr, "How the loop waits: 'epoll' or 'asio'.", nullptr},
     {}};
 

@@ -87,7 +87,17 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
         super(_core.Loop, self).__init__(_NoSelector())
         self.slow_callback_duration = 0.1
         if type(self).time is not _core.Loop.time:  # a subclass with a clock of its own
-            _core.Loop.time.__set__(self, type(self).time.__get__(self))
+            self._set_clock(self.time)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "time":  # in the place of the loop's clock, as programs do that skip time
+            self._set_clock(value)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        if name == "time":
+            self._set_clock(None if type(self).time is _core.Loop.time else self.time)
 
     def here(self) -> bool:
         """Whether this is the loop that runs in the calling thread."""
