@@ -23,6 +23,7 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
+#include <cinttypes>
 #include <cstdint>
 #include <cstdio>
 #include <ctime>
@@ -401,8 +402,10 @@ void run(const Options& options) {
   const Spent after = observed.spent();
   const double seconds = Seconds(Clock::now() - began).count();
 
-  std::printf("count=%ld seconds=%.6f cpu=%ld switches=%ld lost=%ld\n", load.count() - counted,
-              seconds, after.cpu - before.cpu, after.switches - before.switches, load.lost());
+  std::printf("count=%" PRId64 " seconds=%.6f cpu=%" PRId64 " switches=%" PRId64 " lost=%" PRId64
+              "\n",
+              load.count() - counted, seconds, after.cpu - before.cpu,
+              after.switches - before.switches, load.lost());
 }
 
 }  // namespace
