@@ -1,6 +1,6 @@
 #include "cnode/loop/loop.hpp"
 
-#include <pthread.h>
+#include <fcntl.h>
 #include <time.h>
 
 #include <algorithm>
@@ -347,9 +347,7 @@ int Loop::update(int fd, Watched& watched) {
 int Loop::watch(int fd, Side side, Ready ready, Ready& before, Trigger trigger) {
   before = {};
   int error = EBADF;
-  if (fd >= 0) {
-    if (static_cast<std::size_t>(fd) >= watched_.size())
-      watched_.resize(2 * static_cast<std::size_t>(fd) + 16);
+  if (make_room(fd)) {
     Watched& watched = watched_[fd];
     Ready& place = side == Side::kRead ? watched.read : watched.write;
     Trigger& how = side == Side::kRead ? watched.read_trigger : watched.write_trigger;
@@ -399,9 +397,18 @@ bool Loop::edge_triggered(int fd) const {
          (watched_[static_cast<std::size_t>(fd)].events & EPOLLET) != 0;
 }
 
+// Only for descriptors there are: a number out of the air is not worth a table of that size.
+bool Loop::make_room(int fd) {
+  if (fd < 0) return false;
+  const auto number = static_cast<std::size_t>(fd);
+  if (number < watched_.size()) return true;
+  if (fcntl(fd, F_GETFD) < 0) return false;
+  watched_.resize(2 * number + 16);
+  return true;
+}
+
 void Loop::own(int fd, PyObject* transport) {
-  if (static_cast<std::size_t>(fd) >= watched_.size())
-    watched_.resize(2 * static_cast<std::size_t>(fd) + 16);
+  if (!make_room(fd)) return;
   watched_[static_cast<std::size_t>(fd)].owner = transport;
 }
 

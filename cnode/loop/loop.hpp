@@ -138,6 +138,7 @@ class Loop {
   int end_turn();
   int call(Handle& handle);
   int report(Handle& handle);
+  bool make_room(int fd);
   int update(int fd, Watched& watched);
   void set_registered(Watched& watched, bool registered);
   void remember_source(Handle& handle);

@@ -21,37 +21,21 @@ State& raw_state(PyObject* module) { return *static_cast<State*>(PyModule_GetSta
 // The places of all references the state owns.
 template <typename Visit>
 int each(State& state, Visit visit) {
-  for (PyObject** place : {&state.handle_class,
-                           &state.timer_class,
-                           &state.transport_class,
-                           &state.datagram_class,
-                           &state.read_pipe_class,
-                           &state.write_pipe_class,
-                           &state.buffered_class,
-                           &state.transport_socket,
-                           &state.socket_class,
-                           &state.socket_family,
-                           &state.socket_kind,
-                           &state.socket_proto,
-                           &state.extract_stack,
-                           &state.stream_protocol_data,
-                           &state.stream_reader_feed,
-                           &state.report_callback,
-                           &state.report_slow,
-                           &state.transport_repr,
-                           &state.unclosed,
-                           &state.report_fatal,
-                           &state.note,
-                           &state.warn_lost_writes,
-                           &state.sendfile_try_native,
-                           &state.call_callback_names,
-                           &state.empty_bytes}) {
+  for (PyObject** place :
+       {&state.handle_class,     &state.timer_class,          &state.transport_class,
+        &state.datagram_class,   &state.read_pipe_class,      &state.write_pipe_class,
+        &state.buffered_class,   &state.transport_socket,     &state.socket_class,
+        &state.socket_family,    &state.socket_kind,          &state.socket_proto,
+        &state.extract_stack,    &state.stream_protocol_data, &state.stream_reader_feed,
+        &state.report_callback,  &state.report_slow,          &state.transport_repr,
+        &state.unclosed,         &state.report_fatal,         &state.note,
+        &state.warn_lost_writes, &state.sendfile_try_native,  &state.call_callback_names,
+        &state.empty_bytes}) {
     if (const int status = visit(*place)) return status;
   }
-  for (PyTypeObject** place :
-       {&state.loop_type, &state.handle_type, &state.timer_type, &state.stream_type,
-        &state.datagram_type, &state.socket_watch_type, &state.read_pipe_type,
-        &state.write_pipe_type}) {
+  for (PyTypeObject** place : {&state.loop_type, &state.handle_type, &state.timer_type,
+                               &state.stream_type, &state.datagram_type, &state.socket_watch_type,
+                               &state.read_pipe_type, &state.write_pipe_type}) {
     auto* object = reinterpret_cast<PyObject*>(*place);
     const int status = visit(object);
     *place = reinterpret_cast<PyTypeObject*>(object);

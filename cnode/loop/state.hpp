@@ -96,8 +96,8 @@ struct State {
   PyObject* timer_class;       // asyncio.TimerHandle
   PyObject* transport_class;   // asyncio.Transport
   PyObject* datagram_class;    // asyncio.DatagramTransport
-  PyObject* read_pipe_class;       // asyncio.ReadTransport
-  PyObject* write_pipe_class;      // _glue: asyncio.WriteTransport with flow control
+  PyObject* read_pipe_class;   // asyncio.ReadTransport
+  PyObject* write_pipe_class;  // _glue: asyncio.WriteTransport with flow control
   PyObject* buffered_class;    // asyncio.BufferedProtocol
   PyObject* transport_socket;  // asyncio.trsock.TransportSocket
   PyObject* socket_class;      // socket.socket

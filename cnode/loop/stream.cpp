@@ -590,8 +590,8 @@ int call_lost(Stream& stream, PyObject* reason) {
         PyObject_CallMethodOneArg(stream.protocol, state.names.connection_lost, reason);
     Py_XDECREF(done);
     if (done == nullptr)
-      status = tell_exception(loop, "Fatal error: protocol.connection_lost() call failed.",
-                              stream.self, stream.protocol);
+      status = tell_exception(loop, "Exception in callback _call_connection_lost()", stream.self,
+                              stream.protocol);
   }
   PyObject* type = nullptr;
   PyObject* value = nullptr;

@@ -1,6 +1,7 @@
 // The transport of an application that speaks TLS: a real asyncio.Transport, whose verbs are those
 // of the TlsProtocol it belongs to.
 #include <cstddef>
+#include <type_traits>
 
 #include "cnode/loop/tls_protocol.hpp"
 
@@ -81,28 +82,35 @@ void transport_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-// Calls `action` with the protocol; a transport whose protocol is gone, which only the collector of
-// garbage sees, has nothing to do.
+// Calls `action` with the protocol, and returns what it does or, for void, None. A transport that
+// was closed twice has let go of its protocol: it answers `otherwise`, a new reference.
+template <typename Action>
+PyObject* with_protocol(PyObject* self, PyObject* otherwise, Action action) {
+  PyObject* protocol = fields_of(self).protocol;
+  if (protocol == nullptr || !tls_of(protocol).is_open()) return otherwise;
+  Py_XDECREF(otherwise);
+  const py::Ref alive = py::Ref::borrow(protocol);
+  return guarded<PyObject*>(nullptr, [&]() -> PyObject* {
+    if constexpr (std::is_void_v<decltype(action(tls_of(protocol)))>) {
+      action(tls_of(protocol));
+      return Py_NewRef(Py_None);
+    } else {
+      return action(tls_of(protocol));
+    }
+  });
+}
+
 template <typename Action>
 PyObject* with_protocol(PyObject* self, Action action) {
-  PyObject* protocol = fields_of(self).protocol;
-  if (protocol == nullptr || !tls_of(protocol).is_open()) Py_RETURN_NONE;
-  const py::Ref alive = py::Ref::borrow(protocol);
-  return guarded<PyObject*>(nullptr, [&]() -> PyObject* { return action(tls_of(protocol)); });
+  return with_protocol(self, Py_NewRef(Py_None), action);
 }
 
 PyObject* write(PyObject* self, PyObject* data) {
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.write(data);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [&](TlsProtocol& tls) { tls.write(data); });
 }
 
 PyObject* write_lines(PyObject* self, PyObject* list) {
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.write_lines(list);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [&](TlsProtocol& tls) { tls.write_lines(list); });
 }
 
 PyObject* write_eof(PyObject*, PyObject*) {
@@ -114,28 +122,25 @@ PyObject* can_write_eof(PyObject*, PyObject*) { Py_RETURN_FALSE; }
 
 PyObject* close(PyObject* self, PyObject*) {
   Fields& fields = fields_of(self);
-  if (fields.closed) Py_RETURN_NONE;
+  if (fields.closed) {
+    // As asyncio: breaks the cycle of an application that keeps its transport, for programs that
+    // end without waiting for connection_lost().
+    Py_CLEAR(fields.protocol);
+    Py_RETURN_NONE;
+  }
   fields.closed = true;
-  return with_protocol(self, [](TlsProtocol& tls) {
-    tls.close();
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [](TlsProtocol& tls) { tls.close(); });
 }
 
 PyObject* abort(PyObject* self, PyObject*) {
   fields_of(self).closed = true;
-  return with_protocol(self, [](TlsProtocol& tls) {
-    tls.abort(nullptr);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [](TlsProtocol& tls) { tls.abort(nullptr); });
 }
 
 PyObject* force_close(PyObject* self, PyObject* error) {
   fields_of(self).closed = true;
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.abort(error == Py_None ? nullptr : error);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self,
+                       [&](TlsProtocol& tls) { tls.abort(error == Py_None ? nullptr : error); });
 }
 
 PyObject* is_closing(PyObject* self, PyObject*) {
@@ -145,22 +150,17 @@ PyObject* is_closing(PyObject* self, PyObject*) {
 }
 
 PyObject* is_reading(PyObject* self, PyObject*) {
-  return with_protocol(
-      self, [](TlsProtocol& tls) { return PyBool_FromLong(tls.reading_paused() ? 0 : 1); });
+  return with_protocol(self, Py_NewRef(Py_False), [](TlsProtocol& tls) {
+    return PyBool_FromLong(tls.reading_paused() ? 0 : 1);
+  });
 }
 
 PyObject* pause_reading(PyObject* self, PyObject*) {
-  return with_protocol(self, [](TlsProtocol& tls) {
-    tls.pause_reading();
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [](TlsProtocol& tls) { tls.pause_reading(); });
 }
 
 PyObject* resume_reading(PyObject* self, PyObject*) {
-  return with_protocol(self, [](TlsProtocol& tls) {
-    tls.resume_reading();
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [](TlsProtocol& tls) { tls.resume_reading(); });
 }
 
 PyObject* get_extra_info(PyObject* self, PyObject* args, PyObject* keywords) {
@@ -175,10 +175,7 @@ PyObject* get_extra_info(PyObject* self, PyObject* args, PyObject* keywords) {
 }
 
 PyObject* set_protocol(PyObject* self, PyObject* protocol) {
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.set_application(protocol);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [&](TlsProtocol& tls) { tls.set_application(protocol); });
 }
 
 PyObject* get_protocol(PyObject* self, PyObject*) {
@@ -201,19 +198,13 @@ bool parse_limits(PyObject* args, PyObject* keywords, PyObject*& high, PyObject*
 PyObject* set_write_buffer_limits(PyObject* self, PyObject* args, PyObject* keywords) {
   PyObject *high = nullptr, *low = nullptr;
   if (!parse_limits(args, keywords, high, low)) return nullptr;
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.set_write_limits(high, low);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [&](TlsProtocol& tls) { tls.set_write_limits(high, low); });
 }
 
 PyObject* set_read_buffer_limits(PyObject* self, PyObject* args, PyObject* keywords) {
   PyObject *high = nullptr, *low = nullptr;
   if (!parse_limits(args, keywords, high, low)) return nullptr;
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.set_read_limits(high, low);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [&](TlsProtocol& tls) { tls.set_read_limits(high, low); });
 }
 
 PyObject* pair(const TlsProtocol::Limits& limits) {
@@ -222,25 +213,22 @@ PyObject* pair(const TlsProtocol::Limits& limits) {
 }
 
 PyObject* get_write_buffer_limits(PyObject* self, PyObject*) {
-  return with_protocol(self, [](TlsProtocol& tls) { return pair(tls.write_limits()); });
+  return with_protocol(self, pair({}), [](TlsProtocol& tls) { return pair(tls.write_limits()); });
 }
 PyObject* get_read_buffer_limits(PyObject* self, PyObject*) {
-  return with_protocol(self, [](TlsProtocol& tls) { return pair(tls.read_limits()); });
+  return with_protocol(self, pair({}), [](TlsProtocol& tls) { return pair(tls.read_limits()); });
 }
 PyObject* get_write_buffer_size(PyObject* self, PyObject*) {
-  return with_protocol(self,
+  return with_protocol(self, PyLong_FromLong(0),
                        [](TlsProtocol& tls) { return PyLong_FromSize_t(tls.write_buffer_size()); });
 }
 PyObject* get_read_buffer_size(PyObject* self, PyObject*) {
-  return with_protocol(self,
+  return with_protocol(self, PyLong_FromLong(0),
                        [](TlsProtocol& tls) { return PyLong_FromSize_t(tls.read_buffer_size()); });
 }
 
 PyObject* append_write_backlog(PyObject* self, PyObject* data) {
-  return with_protocol(self, [&](TlsProtocol& tls) {
-    tls.queue_unsent(data);
-    return Py_NewRef(Py_None);
-  });
+  return with_protocol(self, [&](TlsProtocol& tls) { tls.queue_unsent(data); });
 }
 
 PyObject* get_ssl_protocol(PyObject* self, void*) {
@@ -250,8 +238,9 @@ PyObject* get_ssl_protocol(PyObject* self, void*) {
 
 // sendfile()'s fallback looks at it.
 PyObject* get_protocol_paused(PyObject* self, void*) {
-  return with_protocol(
-      self, [](TlsProtocol& tls) { return PyBool_FromLong(tls.writing_paused() ? 1 : 0); });
+  return with_protocol(self, Py_NewRef(Py_False), [](TlsProtocol& tls) {
+    return PyBool_FromLong(tls.writing_paused() ? 1 : 0);
+  });
 }
 
 PyObject* get_closed(PyObject* self, void*) {
