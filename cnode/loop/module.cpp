@@ -7,6 +7,7 @@
 #include "cnode/loop/handle.hpp"
 #include "cnode/loop/loop.hpp"
 #include "cnode/loop/pipes.hpp"
+#include "cnode/loop/resolve.hpp"
 #include "cnode/loop/sockets.hpp"
 #include "cnode/loop/state.hpp"
 #include "cnode/loop/stream.hpp"
@@ -21,16 +22,33 @@ State& raw_state(PyObject* module) { return *static_cast<State*>(PyModule_GetSta
 // The places of all references the state owns.
 template <typename Visit>
 int each(State& state, Visit visit) {
-  for (PyObject** place :
-       {&state.handle_class,     &state.timer_class,          &state.transport_class,
-        &state.datagram_class,   &state.read_pipe_class,      &state.write_pipe_class,
-        &state.buffered_class,   &state.transport_socket,     &state.socket_class,
-        &state.socket_family,    &state.socket_kind,          &state.socket_proto,
-        &state.extract_stack,    &state.stream_protocol_data, &state.stream_reader_feed,
-        &state.report_callback,  &state.report_slow,          &state.transport_repr,
-        &state.unclosed,         &state.report_fatal,         &state.note,
-        &state.warn_lost_writes, &state.sendfile_try_native,  &state.call_callback_names,
-        &state.empty_bytes}) {
+  for (PyObject** place : {&state.handle_class,
+                           &state.timer_class,
+                           &state.transport_class,
+                           &state.datagram_class,
+                           &state.read_pipe_class,
+                           &state.write_pipe_class,
+                           &state.buffered_class,
+                           &state.transport_socket,
+                           &state.socket_class,
+                           &state.socket_family,
+                           &state.socket_kind,
+                           &state.socket_proto,
+                           &state.families,
+                           &state.kinds,
+                           &state.extract_stack,
+                           &state.stream_protocol_data,
+                           &state.stream_reader_feed,
+                           &state.report_callback,
+                           &state.report_slow,
+                           &state.transport_repr,
+                           &state.unclosed,
+                           &state.report_fatal,
+                           &state.note,
+                           &state.warn_lost_writes,
+                           &state.sendfile_try_native,
+                           &state.call_callback_names,
+                           &state.empty_bytes}) {
     if (const int status = visit(*place)) return status;
   }
   for (PyTypeObject** place : {&state.loop_type, &state.handle_type, &state.timer_type,
@@ -98,6 +116,8 @@ void look_up(State& state) {
   state.socket_family = from(plain_socket, "family");
   state.socket_kind = from(plain_socket, "type");
   state.socket_proto = from(plain_socket, "proto");
+  state.families = from(glue, "FAMILIES");
+  state.kinds = from(glue, "KINDS");
   state.extract_stack = from(py::import("asyncio.format_helpers"), "extract_stack");
   state.stream_protocol_data =
       from(py::attribute(asyncio.get(), "StreamReaderProtocol"), "data_received");
@@ -137,7 +157,8 @@ int execute(PyObject* module) {
   if (loop_exec(module, state) < 0) return -1;
   if (sockets_exec(module, state) < 0) return -1;
   if (datagram_exec(module, state) < 0) return -1;
-  return pipes_exec(module, state);
+  if (pipes_exec(module, state) < 0) return -1;
+  return resolve_exec(module, state);
 }
 
 PyObject* debug_counters(PyObject* module, PyObject*) {

@@ -87,23 +87,19 @@ bool read(PyObject* const* arguments, Request& request) {
 }
 
 // A number as the socket module shows it: a member of an enumeration, if it has one for it.
-PyObject* shown(State& state, PyObject* enumeration, int number) {
+PyObject* shown(PyObject* members, int number) {
   PyObject* value = PyLong_FromLong(number);
   if (value == nullptr) return nullptr;
-  PyObject* member = PyObject_GetItem(enumeration, value);
-  if (member == nullptr && PyErr_ExceptionMatches(PyExc_KeyError) != 0) {
-    PyErr_Clear();
-    return value;
-  }
-  static_cast<void>(state);
+  PyObject* member = PyDict_GetItemWithError(members, value);
+  if (member == nullptr && PyErr_Occurred() == nullptr) return value;
   Py_DECREF(value);
-  return member;
+  return Py_XNewRef(member);
 }
 
 PyObject* entry(State& state, const addrinfo& found) {
-  py::Ref family = py::Ref::steal(shown(state, state.families, found.ai_family));
+  py::Ref family = py::Ref::steal(shown(state.families, found.ai_family));
   if (!family) return nullptr;
-  py::Ref kind = py::Ref::steal(shown(state, state.kinds, found.ai_socktype));
+  py::Ref kind = py::Ref::steal(shown(state.kinds, found.ai_socktype));
   if (!kind) return nullptr;
   PyObject* address = address_object(found.ai_addr, found.ai_addrlen);
   if (address == nullptr) return nullptr;

@@ -104,6 +104,8 @@ struct State {
   PyObject* socket_family;     // the descriptors of its numbers
   PyObject* socket_kind;
   PyObject* socket_proto;
+  PyObject* families;              // _glue: members of socket.AddressFamily by number
+  PyObject* kinds;                 // _glue: members of socket.SocketKind by number
   PyObject* extract_stack;         // asyncio.format_helpers.extract_stack
   PyObject* stream_protocol_data;  // asyncio.StreamReaderProtocol.data_received
   PyObject* stream_reader_feed;    // asyncio.StreamReader.feed_data

@@ -145,3 +145,24 @@ class SocketCalls(_Standard):  # type: ignore[misc]
             self._stop_waiting(sock, got)
             del got
             raise
+
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """Resolve a name, in a thread; what is a number already is answered without one.
+
+        Raises socket.gaierror as socket.getaddrinfo().
+        """
+        found = self._getaddrinfo_now(host, port, family, type, proto, flags)
+        if found is not None:
+            return found
+        return await super().getaddrinfo(
+            host, port, family=family, type=type, proto=proto, flags=flags
+        )
