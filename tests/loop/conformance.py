@@ -45,7 +45,7 @@ import conformance_worker as worker
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN_FAILURES = Path(__file__).with_name("known_failures.txt")
-VERSION = sys.version_info[:2]
+VERSION = sys.version_info[:3]
 EXIT_TIME_OUT = 20.0
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -277,19 +277,23 @@ class Known:
     """A line of known_failures.txt: a test that fails on ours and passes on the standard loop, and why we accept it."""
 
     id: str
-    versions: str  # "*", "3.11", "3.12-3.13", "3.14-"
+    versions: str  # "*", "3.11", "3.12-3.13", "3.13.1-"
     mode: str  # "any", "plain" or "debug"
     reason: str
 
     def applies(self, debug: bool) -> bool:
-        first, dash, last = self.versions.partition("-")
-        low = version(first) if first != "*" else (0, 0)
-        high = version(last) if last else low if not dash and first != "*" else (99, 0)
-        return low <= VERSION <= high and self.mode in ("any", "debug" if debug else "plain")
+        first, dash, last = self.versions.replace("*", "0-").partition("-")
+        low, high = version(first), version(last if dash else first)
+        return (
+            low <= VERSION
+            and VERSION[: len(high)] <= high
+            and self.mode in ("any", "debug" if debug else "plain")
+        )
 
 
 def version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
+    """An open end is every version."""
+    return tuple(int(part) for part in text.split(".")) if text else ()
 
 
 def read_known(path: Path) -> list[Known]:
