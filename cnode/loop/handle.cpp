@@ -312,7 +312,7 @@ Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, s
 }
 
 Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* arguments,
-                 std::size_t count, PyObject* context) {
+                 std::size_t count, PyObject* context, bool tracked) {
   State& state = loop.state();
   const bool recycled = state.shared->free_timers->size > 0;
   PyObject* object = allocate(*state.shared->free_timers, state.timer_type);
@@ -328,10 +328,24 @@ Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* a
   timer.when = when;
   timer.index = Timer::kNowhere;
   const bool filled = fill(timer, object, loop, callback, arguments, count, context);
-  PyObject_GC_Track(object);
+  if (tracked) PyObject_GC_Track(object);
   if (filled) return &timer;
   Py_DECREF(object);
   return nullptr;
+}
+
+void give_back(Handle& handle) {
+  if (Py_REFCNT(handle.self) > 1 && PyObject_GC_IsTracked(handle.self) == 0)
+    PyObject_GC_Track(handle.self);
+  Py_DECREF(handle.self);
+}
+
+int visit_pending(Handle& handle, visitproc visit, void* arg) {
+  if (PyObject_GC_IsTracked(handle.self) != 0) {
+    Py_VISIT(handle.self);
+    return 0;
+  }
+  return Py_REFCNT(handle.self) == 1 ? traverse(handle, visit, arg) : 0;
 }
 
 void cancel_handle(Handle& handle) {

@@ -47,7 +47,13 @@ struct Timer : Handle {
 Handle* new_handle(Loop& loop, PyObject* callback, PyObject* const* arguments, std::size_t count,
                    PyObject* context, bool tracked);
 Timer* new_timer(Loop& loop, double when, PyObject* callback, PyObject* const* arguments,
-                 std::size_t count, PyObject* context);
+                 std::size_t count, PyObject* context, bool tracked);
+
+// The garbage collector does not see a handle that waits in its loop and that nobody else holds:
+// the loop shows what is in it as if it were the loop's own. One that others hold is shown to the
+// collector when the loop gives it back, and when the loop stops.
+void give_back(Handle& handle);  // takes the loop's reference
+int visit_pending(Handle& handle, visitproc visit, void* arg);
 
 void cancel_handle(Handle& handle);
 

@@ -14,7 +14,10 @@ namespace loop {
 namespace {
 
 void drop(const Ready& ready) {
-  if (ready) Py_DECREF(ready.object());
+  if (Handle* handle = ready ? ready.handle() : nullptr)
+    give_back(*handle);
+  else if (ready)
+    Py_DECREF(ready.object());
 }
 
 bool cancelled(const Ready& ready) {
@@ -89,7 +92,7 @@ int Loop::call_soon(PyObject* callback, PyObject* const* arguments, std::size_t 
 
 int Loop::call_at(double when, PyObject* callback, PyObject* const* arguments, std::size_t count,
                   PyObject* context, PyObject*& object) {
-  Timer* timer = new_timer(*this, when, callback, arguments, count, context);
+  Timer* timer = new_timer(*this, when, callback, arguments, count, context, thread == 0);
   if (timer == nullptr) return -1;
   if (debug_) remember_source(*timer);
   object = Py_NewRef(timer->self);
@@ -100,13 +103,13 @@ int Loop::call_at(double when, PyObject* callback, PyObject* const* arguments, s
 void Loop::timer_cancelled(Timer& timer) {
   if (timer.index == Timer::kNowhere) return;
   if (Timer* gone = timers_.cancelled(timer)) {
-    Py_DECREF(gone->self);
+    give_back(*gone);
     return;
   }
   if (!timers_.wants_cleaning()) return;
   std::vector<Timer*> gone;  // its own: what the references take with them may cancel more
   timers_.clean(gone);
-  for (Timer* each : gone) Py_DECREF(each->self);
+  for (Timer* each : gone) give_back(*each);
 }
 
 int Loop::call(Handle& handle) {
@@ -170,11 +173,10 @@ int Loop::run_ready(Ready ready) {
   int status = 0;
   if (Handle* handle = ready.handle()) {
     if (!handle->cancelled) status = debug_ ? run_in_debug(*handle) : run_handle(*handle);
-    if (Py_REFCNT(handle->self) > 1 && PyObject_GC_IsTracked(handle->self) == 0)
-      PyObject_GC_Track(handle->self);  // somebody keeps it
-  } else {
-    status = ready.job(*this, ready.object());
+    give_back(*handle);
+    return status;
   }
+  status = ready.job(*this, ready.object());
   Py_DECREF(ready.object());
   return status;
 }
@@ -183,7 +185,7 @@ int Loop::run_ready(Ready ready) {
 
 double Loop::until_next() {
   if (stopping || !ready_.empty() || !inbox_->empty()) return 0;
-  while (!timers_.empty() && timers_.top().cancelled) Py_DECREF(timers_.pop().self);
+  while (!timers_.empty() && timers_.top().cancelled) give_back(timers_.pop());
   if (timers_.empty()) return -1;
   return std::max(0.0, timers_.top().when - now());
 }
@@ -262,7 +264,12 @@ int Loop::turn(bool may_wait) {
   ++turn_;
   // With nothing to watch there is nothing to ask for: whoever wakes the loop has put something in
   // its queues.
-  if (watched_count_ > 0 || ready_.empty()) take_events(poller_->poll());
+  // Nor is there before a wait, if such polls found nothing lately: one system call is enough then.
+  const bool idle = may_wait && ready_.empty();
+  if (idle ? fruitless_polls_ < kFruitless : watched_count_ > 0) {
+    take_events(poller_->poll());
+    fruitless_polls_ = idle && ready_.empty() ? fruitless_polls_ + 1 : 0;
+  }
   if (may_wait && ready_.empty()) {
     inbox_->park();  // first: whoever comes after until_next() has looked wakes the loop
     const double seconds = until_next();
@@ -278,9 +285,11 @@ int Loop::turn(bool may_wait) {
       }
       inbox_->unpark();
       if (interrupted && PyErr_CheckSignals() < 0) return -1;
+      if (events.size() > 1) fruitless_polls_ = 0;  // many at once: the next may be there already
       take_events(events);
     } else {
       inbox_->unpark();
+      if (fruitless_polls_ >= kFruitless) take_events(poller_->poll());
     }
   }
   take_due_timers();
@@ -304,10 +313,11 @@ int Loop::run() {
 
 void Loop::settle() {
   inbox_->park();
-  for (std::size_t i = 0; i < ready_.size(); ++i) {
-    PyObject* object = ready_.at(i).object();
-    if (PyObject_GC_IsTracked(object) == 0) PyObject_GC_Track(object);
-  }
+  const auto show = [](PyObject* object) {
+    if (Py_REFCNT(object) > 1 && PyObject_GC_IsTracked(object) == 0) PyObject_GC_Track(object);
+  };
+  for (std::size_t i = 0; i < ready_.size(); ++i) show(ready_.at(i).object());
+  for (std::size_t i = 0; i < timers_.size(); ++i) show(timers_.at(i).self);
 }
 
 // --- descriptors
@@ -435,8 +445,7 @@ void Loop::clear() {
   Py_CLEAR(own_clock_);
   while (!ready_.empty()) drop(ready_.pop());
   while (!timers_.empty()) {
-    Timer& timer = timers_.pop();
-    Py_DECREF(timer.self);
+    give_back(timers_.pop());
   }
   for (std::vector<Ready>* list : {&endings_, &ending_}) {
     std::vector<Ready> gone;
@@ -452,8 +461,15 @@ void Loop::clear() {
 
 int Loop::traverse(visitproc visit, void* arg) {
   Py_VISIT(own_clock_);
-  for (std::size_t i = 0; i < ready_.size(); ++i) Py_VISIT(ready_.at(i).object());
-  for (std::size_t i = 0; i < timers_.size(); ++i) Py_VISIT(timers_.at(i).self);
+  for (std::size_t i = 0; i < ready_.size(); ++i) {
+    Handle* handle = ready_.at(i).handle();
+    if (handle == nullptr)
+      Py_VISIT(ready_.at(i).object());
+    else if (const int status = visit_pending(*handle, visit, arg))
+      return status;
+  }
+  for (std::size_t i = 0; i < timers_.size(); ++i)
+    if (const int status = visit_pending(timers_.at(i), visit, arg)) return status;
   for (const std::vector<Ready>* list : {&endings_, &ending_})
     for (const Ready& each : *list)
       if (each) Py_VISIT(each.object());

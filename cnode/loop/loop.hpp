@@ -31,6 +31,7 @@ enum class Trigger { kLevel, kEdge };
 class Loop {
  public:
   static constexpr std::size_t kBufferSize = 256 * 1024;  // of one read
+  static constexpr unsigned kFruitless = 4;
   static constexpr double kForever = 1e9;  // seconds: longer waits are waits without an end
 
   Loop(State& state, PyObject* object, std::unique_ptr<Poller> poller);
@@ -160,6 +161,7 @@ class Loop {
   std::uint64_t turn_ = 0;
   PyObject* own_clock_ = nullptr;
   std::size_t watched_count_ = 0;  // descriptors registered with the poller
+  unsigned fruitless_polls_ = 0;   // in a row, each before a wait
   bool in_batch_ = false;          // callbacks run, and end_turn() comes after them
   bool debug_ = false;
 };

@@ -1,5 +1,6 @@
 #include "cnode/loop/module.hpp"
 
+#include <cstdlib>
 #include <initializer_list>
 #include <utility>
 
@@ -139,7 +140,15 @@ void look_up(State& state) {
   state.call_callback_names = py::check(PyTuple_Pack(1, state.names.context)).release();
 }
 
+// glibc gives memory above 128 KB back to the kernel after every large message, and fetches it
+// again for the next, until it has once seen a larger block freed.
+void settle_malloc() {
+  void* volatile block = std::malloc(std::size_t{2} << 20U);
+  std::free(block);
+}
+
 int execute(PyObject* module) {
+  settle_malloc();
   State& state = raw_state(module);
   state.shared = new Shared;
   try {

@@ -16,7 +16,7 @@ class TimerHeap {
   bool empty() const { return heap_.empty(); }
   std::size_t size() const { return heap_.size(); }
   Timer& top() const { return *heap_.front().timer; }
-  const Timer& at(std::size_t index) const { return *heap_[index].timer; }
+  Timer& at(std::size_t index) const { return *heap_[index].timer; }
 
   // Takes over a reference.
   void push(Timer& timer) {
