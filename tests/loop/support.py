@@ -203,11 +203,18 @@ class Certificates:
         authority_key = directory / "authority.key"
         request = directory / "localhost.csr"
         names = directory / "names"
-        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\n")
+        names.write_text(
+            "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\n"
+            "basicConstraints=critical,CA:FALSE\n"
+            "keyUsage=critical,digitalSignature\n"
+            "extendedKeyUsage=serverAuth,clientAuth\n"
+            "subjectKeyIdentifier=hash\n"
+            "authorityKeyIdentifier=keyid\n"
+        )
         new_key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
         for command in (
             f"req -x509 {new_key} -keyout {authority_key} -out {self.authority}"
-            " -days 30 -subj /CN=authority",
+            " -days 30 -subj /CN=authority -addext keyUsage=critical,keyCertSign,cRLSign",
             f"req {new_key} -keyout {self.key} -out {request} -subj /CN=localhost",
             f"x509 -req -in {request} -CA {self.authority} -CAkey {authority_key}"
             f" -set_serial 1 -days 30 -extfile {names} -out {self.certificate}",

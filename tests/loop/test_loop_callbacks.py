@@ -7,6 +7,7 @@ import contextvars
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -328,7 +329,8 @@ def test_a_callback_that_raises_is_reported_and_the_loop_goes_on(
     loop.run_forever()
     assert ran == ["call_soon", "call_soon_threadsafe"]
     assert reports.errors == ["ValueError('broken callback')"] * 3
-    assert reports.messages[0].startswith("Exception in callback broken(1, 'two') at ")
+    # Newer versions tell the arguments in debug mode only: they may be secrets.
+    assert re.match(r"Exception in callback broken\((1, 'two')?\) at ", reports.messages[0])
     assert reports.messages[2].startswith("Exception in callback broken() at ")
     assert all({"message", "exception", "handle"} <= keys for keys in reports.keys)
 
@@ -833,7 +835,7 @@ def test_the_default_executors_shutdown_waits_for_its_work_and_refuses_more(
     loop.run_until_complete(main())
 
 
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 13):  # 3.12 waits for its threads whatever the time-out
 
     def test_the_executors_shutdown_gives_up_after_its_time_out_with_a_warning(
         loop: asyncio.AbstractEventLoop,
@@ -847,8 +849,10 @@ if sys.version_info >= (3, 12):
                 await loop.shutdown_default_executor(timeout=0.05)
             assert 0.05 <= time.monotonic() - began < 2
 
-        loop.run_until_complete(main())
-        release.set()
+        try:
+            loop.run_until_complete(main())
+        finally:
+            release.set()
 
 
 def test_a_cancelled_wait_for_a_thread_does_not_disturb_the_loop(loop_factory: LoopFactory) -> None:

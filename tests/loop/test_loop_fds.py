@@ -419,22 +419,27 @@ def fork(loop: str, action: str) -> None:
                 import traceback
                 traceback.print_exc()
                 os._exit(1)"""
-    ended = script(FORK.replace("{child}", lines), loop)
+    ended = script(FORK.replace("{child}", lines), loop, PYTHONWARNINGS="ignore")
     assert (ended.stdout, ended.stderr) == ("child served\nparent unharmed\n", "")
 
 
+def test_a_forked_child_has_a_loop_of_its_own_and_the_parents_is_unharmed(loop_name: str) -> None:
+    fork(loop_name, "pass")
+
+
 @pytest.mark.parametrize(
-    "action", ["pass", "del loop, server, reader, writer; import gc; gc.collect()"]
+    "action",
+    [
+        "del loop, server, reader, writer; import gc; gc.collect()",
+        "loop._thread_id = None; loop.close()",
+    ],
+    ids=["forgets", "closes"],
 )
-def test_a_forked_child_has_a_loop_of_its_own_and_the_parents_is_unharmed(
-    loop_name: str, action: str
+def test_a_forked_child_may_do_what_it_likes_with_the_loop_it_was_born_with(
+    our_loop: str, action: str
 ) -> None:
-    fork(loop_name, action)
-
-
-def test_a_forked_child_may_even_close_the_loop_it_was_born_with(our_loop: str) -> None:
     """It shares the parent's poll set: the standard loop's close takes the parent's own wake-up off it."""
-    fork(our_loop, "loop._thread_id = None; loop.close()")
+    fork(our_loop, action)
 
 
 def test_multiprocessing_with_fork_works_from_a_running_loop(loop_name: str) -> None:

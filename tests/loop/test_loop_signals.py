@@ -383,10 +383,13 @@ def test_ctrl_c_in_the_middle_of_everything_leaves_an_orderly_loop(loop_name: st
             server = await asyncio.start_server(echo, "127.0.0.1", 0)
             async with server:
                 reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-                while True:
-                    writer.write(b"x" * 100)
-                    await reader.readexactly(100)
-                    await asyncio.gather(*(asyncio.sleep(0) for _ in range(5)))
+                try:
+                    while True:
+                        writer.write(b"x" * 100)
+                        await reader.readexactly(100)
+                        await asyncio.gather(*(asyncio.sleep(0) for _ in range(5)))
+                finally:
+                    writer.close()
 
         interrupted = 0
         for turn in range(30):
