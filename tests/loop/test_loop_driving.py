@@ -394,7 +394,7 @@ def test_new_event_loop_and_run_give_our_loop() -> None:
     async def main() -> tuple[type, bool]:
         return type(asyncio.get_running_loop()), asyncio.get_running_loop().get_debug()
 
-    assert erlang_loop.run(main()) == (ErlangEventLoop, False)
+    assert erlang_loop.run(main(), debug=False) == (ErlangEventLoop, False)
     assert erlang_loop.run(main(), debug=True) == (ErlangEventLoop, True)
     with pytest.raises(ValueError, match="a coroutine was expected"):
         erlang_loop.run(17)  # type: ignore[arg-type]
