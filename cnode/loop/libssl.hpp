@@ -58,6 +58,7 @@ struct LibSsl {
   // The one of the extension module _ssl, or null. The same for all interpreters of a process.
   static const LibSsl* of(PyObject* extension);
 
+// A name cannot stand in parentheses: NOLINTNEXTLINE(bugprone-macro-parentheses)
 #define LOOP_LIBSSL_DECLARE(name) decltype(&::name) name = nullptr;
   LOOP_LIBSSL(LOOP_LIBSSL_DECLARE)
 #undef LOOP_LIBSSL_DECLARE

@@ -266,7 +266,8 @@ int Loop::turn(bool may_wait) {
   // its queues.
   // Nor is there before a wait, if such polls found nothing lately: one system call is enough then.
   const bool idle = may_wait && ready_.empty();
-  if (idle ? fruitless_polls_ < kFruitless : watched_count_ > 0) {
+  // A program that turns the loop itself waits for its descriptor, which only a poll makes quiet.
+  if (idle ? fruitless_polls_ < kFruitless : watched_count_ > 0 || !may_wait) {
     take_events(poller_->poll());
     fruitless_polls_ = idle && ready_.empty() ? fruitless_polls_ + 1 : 0;
   }

@@ -271,7 +271,7 @@ void look_up_ssl(TlsState& state) {
   const py::Ref ssl = py::Ref::steal(PyImport_ImportModule("ssl"));
   if (!ssl) {  // an interpreter without OpenSSL: SSLProtocol says so when it is asked for
     py::Error error = py::Error::fetch();
-    if (!error.matches(PyExc_ImportError)) throw error;
+    if (!error.matches(PyExc_ImportError)) throw py::Error(error);
     return;
   }
   const auto from = [&](const char* name) { return py::attribute(ssl.get(), name); };
