@@ -38,6 +38,7 @@ struct Piece {
 struct Stream {
   static constexpr std::size_t kOffset = 64;  // in the object, behind the fields of asyncio's class
 
+  PyObject* dict = nullptr;  // what users hang on it
   PyObject* weakrefs = nullptr;
   Shared* shared = nullptr;
   PyObject* self = nullptr;
@@ -920,6 +921,7 @@ int ignore_arguments(PyObject*, PyObject*, PyObject*) { return 0; }
 int clear(PyObject* self) {
   Stream& stream = of(self);
   drop_pieces(stream);
+  Py_CLEAR(stream.dict);
   Py_CLEAR(stream.protocol);
   Py_CLEAR(stream.extra);
   Py_CLEAR(stream.server);
@@ -939,6 +941,7 @@ int clear(PyObject* self) {
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Stream& stream = of(self);
   Py_VISIT(Py_TYPE(self));
+  Py_VISIT(stream.dict);
   Py_VISIT(stream.loop_object);
   Py_VISIT(stream.sock);
   Py_VISIT(stream.protocol);
@@ -1036,9 +1039,11 @@ PyGetSetDef g_attributes[] = {{"_loop", get_loop, nullptr, nullptr, nullptr},
                               {"_sendfile_compatible", get_sendfile, nullptr, nullptr, nullptr},
                               {}};
 
-PyMemberDef g_members[] = {{"__weaklistoffset__", T_PYSSIZET,
-                            Stream::kOffset + offsetof(Stream, weakrefs), READONLY, nullptr},
-                           {}};
+PyMemberDef g_members[] = {
+    {"__dictoffset__", T_PYSSIZET, Stream::kOffset + offsetof(Stream, dict), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, Stream::kOffset + offsetof(Stream, weakrefs), READONLY,
+     nullptr},
+    {}};
 
 PyType_Slot g_slots[] = {{Py_tp_new, reinterpret_cast<void*>(make)},
                          {Py_tp_init, reinterpret_cast<void*>(ignore_arguments)},
