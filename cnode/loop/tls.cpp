@@ -267,6 +267,19 @@ PyType_Slot g_slots[] = {{Py_tp_doc, const_cast<char*>(g_doc)},
 PyType_Spec g_spec{"erlang_loop.SSLProtocol", sizeof(ProtocolObject), 0,
                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, g_slots};
 
+// Time-outs do not keep the connection alive that they are for.
+PyObject* call_weakly(PyObject*, PyObject* args) {
+  PyObject *reference = nullptr, *method = nullptr;
+  if (PyArg_ParseTuple(args, "OO", &reference, &method) == 0) return nullptr;
+  return guarded<PyObject*>(nullptr, [&] {
+    const py::Ref object = py::check(PyObject_CallNoArgs(reference));
+    if (object.get() == Py_None) return Py_NewRef(Py_None);
+    return py::check(PyObject_CallMethodNoArgs(object.get(), method)).release();
+  });
+}
+
+PyMethodDef g_call_weakly{"call_weakly", call_weakly, METH_VARARGS, nullptr};
+
 void look_up_ssl(TlsState& state) {
   const py::Ref ssl = py::Ref::steal(PyImport_ImportModule("ssl"));
   if (!ssl) {  // an interpreter without OpenSSL: SSLProtocol says so when it is asked for
@@ -312,6 +325,7 @@ void look_up(TlsState& state) {
       from(py::attribute(asyncio.get(), "StreamReaderProtocol"), "data_received");
   state.protocol_states = members("SSLProtocolState");
   state.application_states = members("AppProtocolState");
+  state.call_weakly = py::check(PyCFunction_New(&g_call_weakly, nullptr)).release();
   state.debug_arguments = py::check(Py_BuildValue("(s)", "exc_info")).release();
   state.wrap_arguments =
       py::check(Py_BuildValue("(ss)", "server_side", "server_hostname")).release();

@@ -20,6 +20,7 @@ namespace loop {
 #define LOOP_TLS_OBJECTS(X)                                                   \
   X(again)                /* (SSLWantReadError, SSLSyscallError) */           \
   X(buffered_protocol)    /* asyncio.BufferedProtocol */                      \
+  X(call_weakly)          /* call_weakly(weak reference, name of a method) */ \
   X(cancelled_error)      /* asyncio.CancelledError */                        \
   X(certificate_error)    /* ssl.CertificateError */                          \
   X(constants)            /* asyncio.constants */                             \

@@ -142,8 +142,9 @@ bool TlsProtocol::debug() {
 }
 
 py::Ref TlsProtocol::call_later(PyObject* seconds, PyObject* method) {
-  const py::Ref callback = py::check(PyObject_GetAttr(self_, method));
-  return call_method(loop_.get(), state_.names.call_later, seconds, callback.get());
+  const py::Ref weak = py::check(PyWeakref_NewRef(self_, nullptr));
+  return call_method(loop_.get(), state_.names.call_later, seconds, state_.call_weakly, weak.get(),
+                     method);
 }
 
 void TlsProtocol::call_soon(PyObject* method) {
@@ -346,7 +347,7 @@ void TlsProtocol::do_handshake() {
   if (done) return handshake_complete(std::nullopt);
   py::Error error = py::Error::fetch();
   if (error.matches(state_.again)) return flush();
-  if (!error.matches(state_.ssl_error)) throw error;
+  if (!error.matches(state_.ssl_error)) throw py::Error(error);
   handshake_complete(std::move(error));
 }
 
@@ -427,7 +428,7 @@ void TlsProtocol::do_shutdown() {
     if (!done) {
       py::Error error = py::Error::fetch();
       if (error.matches(state_.again)) return flush();
-      if (!error.matches(state_.ssl_error)) throw error;
+      if (!error.matches(state_.ssl_error)) throw py::Error(error);
       return shutdown_complete(std::move(error));
     }
   }
@@ -441,6 +442,7 @@ void TlsProtocol::shutdown_complete(std::optional<py::Error> error) {
     cancel(shutdown_timer_);
     return fatal_error(error->exception(), "Fatal error on transport");
   }
+  over_ = true;
   if (!transport_) return;
   // The transport sends what it still has before it closes. A peer that does not read may not delay
   // that for ever: the time-out runs until connection_lost().

@@ -66,6 +66,8 @@ class TlsProtocol {
   void write_lines(PyObject* list);
   void close();
   void abort(PyObject* error);
+  // Whether close() and abort() have nothing left to do.
+  bool is_over() const { return over_ || stage_ == Stage::kUnwrapped; }
   void pause_reading() { reading_paused_ = true; }
   void resume_reading();
   bool reading_paused() const { return reading_paused_; }
@@ -190,6 +192,7 @@ class TlsProtocol {
   bool reading_paused_ = false;    // by the application
   bool receiving_paused_ = false;  // the transport's
   bool draining_ = false;
+  bool over_ = false;    // the farewells are said
   bool direct_ = false;  // the engine calls OpenSSL itself
   bool native_ = false;  // the transport is one of ours
   bool stream_ = false;  // the application is asyncio's StreamReaderProtocol

@@ -124,8 +124,8 @@ PyObject* close(PyObject* self, PyObject*) {
   Fields& fields = fields_of(self);
   if (fields.closed) {
     // As asyncio: breaks the cycle of an application that keeps its transport, for programs that
-    // end without waiting for connection_lost().
-    Py_CLEAR(fields.protocol);
+    // end without waiting for connection_lost(). Until the farewells are said abort() is to work.
+    if (fields.protocol != nullptr && tls_of(fields.protocol).is_over()) Py_CLEAR(fields.protocol);
     Py_RETURN_NONE;
   }
   fields.closed = true;
@@ -170,7 +170,7 @@ PyObject* get_extra_info(PyObject* self, PyObject* args, PyObject* keywords) {
   if (PyArg_ParseTupleAndKeywords(args, keywords, "O|O:get_extra_info", const_cast<char**>(names),
                                   &name, &otherwise) == 0)
     return nullptr;
-  return with_protocol(self,
+  return with_protocol(self, Py_NewRef(otherwise),
                        [&](TlsProtocol& tls) { return tls.extra_info(name, otherwise).release(); });
 }
 

@@ -997,6 +997,26 @@ def test_extra_info_grows_with_the_handshake_and_asks_the_transport_for_the_rest
     run(loop_factory, main)
 
 
+def test_an_ssl_object_outlives_its_connection(
+    loop_factory: LoopFactory, certificates: Certificates, make_ours: Make
+) -> None:
+    async def main() -> None:
+        connection = Connection(make_ours, certificates, Quiet()).handshake()
+        mine = connection.transport.get_extra_info("ssl_object")
+        assert mine.version() == "TLSv1.3" and mine.pending() == 0
+        with pytest.raises(ssl.SSLWantReadError):
+            mine.read()
+        await connection.end()
+        del connection
+        gc.collect()
+        for call in (mine.read, mine.unwrap, lambda: mine.write(bytes(100_000))):
+            with contextlib.suppress(ssl.SSLError):
+                call()
+        assert mine.cipher() and mine.session
+
+    run(loop_factory, main)
+
+
 def test_the_transport_is_one_of_asyncios_kind(
     loop_factory: LoopFactory, certificates: Certificates, make: Make
 ) -> None:
@@ -1114,6 +1134,33 @@ def test_nothing_keeps_a_connection_that_is_over(
             gc.enable()
 
     run(loop_factory, main)
+
+
+def test_an_application_that_keeps_its_transport_goes_with_it_even_if_the_loop_runs_no_more(
+    loop_factory: LoopFactory, certificates: Certificates, make: Make
+) -> None:
+    """The peer has said farewell and the application closes: connection_lost() was not called yet."""
+    dead: list[weakref.ref[Any]] = []
+
+    async def main() -> None:
+        recorder = Quiet()
+        connection = Connection(make, certificates, recorder).handshake()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            connection.peer.unwrap()
+        connection.answer()
+        assert recorder.transport is connection.transport
+        recorder.transport.close()
+        connection.memory.protocol = None  # as a transport that has told its protocol of the end
+        dead.append(weakref.ref(recorder))
+
+    loop = loop_factory()
+    gc.disable()
+    try:
+        loop.run_until_complete(main())
+        assert dead[0]() is None
+    finally:
+        gc.enable()
+        loop.close()
 
 
 def test_a_cycle_through_a_connection_is_collected(
