@@ -747,10 +747,11 @@ PyObject* forget(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !plain(loop.state(), arguments[0])) Py_RETURN_NONE;
   const int fd = descriptor_of(loop.state(), arguments[0]);
   if (fd == -1 && PyErr_Occurred() != nullptr) return nullptr;
-  // A socket that was closed meanwhile does not know its descriptor any more.
-  if (!stop_waiting(loop, fd, arguments[1])) {
-    for (int other = 0; other < loop.descriptors(); ++other)
-      if (stop_waiting(loop, other, arguments[1])) break;
+  if (fd >= 0) {
+    stop_waiting(loop, fd, arguments[1]);
+  } else {  // closed meanwhile: it does not know its descriptor any more
+    for (int each = 0; each < loop.descriptors(); ++each)
+      if (stop_waiting(loop, each, arguments[1])) break;
   }
   Py_RETURN_NONE;
 }

@@ -468,19 +468,22 @@ def test_what_is_no_pipe_is_refused_and_stays_open(
                 await getattr(running(), end)(Notes, file)
             assert str(caught.value) == text
             assert not file.closed and os.get_blocking(file.fileno())
-        with pytest.raises(ValueError, match="closed file"):
-            await getattr(running(), end)(Notes, file)
 
     run(loop_factory, main)
 
 
 @pytest.mark.parametrize("end", ["connect_read_pipe", "connect_write_pipe"])
-def test_a_number_is_no_pipe(our_factory: LoopFactory, end: str) -> None:
-    """Nor is it asyncio's, whose half made transport fails once more when it is dropped."""
+def test_a_number_and_a_closed_file_are_no_pipes(our_factory: LoopFactory, end: str) -> None:
+    """Nor are they asyncio's, whose half made transport fails once more when it is dropped."""
 
     async def main() -> None:
         with pytest.raises(AttributeError, match="fileno"):
             await getattr(running(), end)(Notes, 3)
+        near, far = pipe()
+        near.close()
+        far.close()
+        with pytest.raises(ValueError, match="closed file"):
+            await getattr(running(), end)(Notes, near)
 
     run(our_factory, main)
 
