@@ -483,7 +483,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--seed", type=int, default=None, help="a random one unless given")
-    parser.add_argument("--loop", default="erlang", help="erlang, asyncio, or module:factory")
+    parser.add_argument("--loop", default="erlang", help="erlang, asio, asyncio, or module:factory")
     parser.add_argument("--debug", action="store_true", help="asyncio's debug mode")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)

@@ -1,6 +1,7 @@
 """What the tests of the event loop share: which loops there are, scripts in processes of their own, counting what is open.
 
-The loop under test is chosen by name: "erlang", "asyncio" (the standard loop, the oracle) or "module:factory".
+The loop under test is chosen by name: "erlang", "asio" (ours in an io_context), "asyncio" (the standard loop, the
+oracle) or "module:factory".
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-KNOWN = {"erlang": "erlang_loop:ErlangEventLoop", "asyncio": "asyncio:SelectorEventLoop"}
+KNOWN = {
+    "erlang": "erlang_loop:ErlangEventLoop",
+    "asio": "asio_loop:AsioLoop",
+    "asyncio": "asyncio:SelectorEventLoop",
+}
 
 T = TypeVar("T")
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]

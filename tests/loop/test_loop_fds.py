@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterator
 
@@ -338,7 +339,7 @@ def test_a_loop_that_cannot_have_descriptors_says_so_and_leaves_none(our_loop: s
         import resource
         before = open_fds()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        for room in range(4):
+        for room in range(8):
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
             held = []
             while True:
@@ -350,9 +351,9 @@ def test_a_loop_that_cannot_have_descriptors_says_so_and_leaves_none(our_loop: s
                 os.close(fd)
             try:
                 new_loop().close()
-                print(room, "made")
+                print("made")
             except OSError as error:
-                print(room, error.errno)
+                print(error.errno)
             import gc
             gc.collect()
             for fd in held[room:]:
@@ -361,9 +362,7 @@ def test_a_loop_that_cannot_have_descriptors_says_so_and_leaves_none(our_loop: s
         """,
         our_loop,
     )
-    lines = ended.stdout.split("\n")
-    assert lines[0] == "0 24" and lines[1] == "1 24" and lines[3] == "3 made", ended
-    assert ended.stderr == ""
+    assert re.fullmatch("(24\n){2,6}(made\n){2,6}", ended.stdout) and ended.stderr == "", ended
 
 
 def test_descriptors_of_a_loop_are_not_inherited_by_programs(loop_factory: LoopFactory) -> None:

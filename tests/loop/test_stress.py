@@ -9,14 +9,17 @@ import pytest
 import support
 
 
-@pytest.mark.parametrize("options", [["--seconds", "10"], ["--seconds", "2", "--debug"]])
+@pytest.mark.parametrize(
+    "loop, options",
+    [("erlang", ["--seconds", "10"]), ("asio", ["--seconds", "2", "--debug"])],
+)
 def test_everything_at_once_gives_right_answers_and_leaves_nothing(
-    our_loop: str, options: list[str]
+    loop: str, options: list[str]
 ) -> None:
     program = support.HERE / "stress.py"
     ended = subprocess.run(
-        [sys.executable, str(program), "--loop", our_loop, *options],
-        env=support.environment(our_loop),
+        [sys.executable, str(program), "--loop", loop, *options],
+        env=support.environment(loop),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
