@@ -9,7 +9,6 @@ from asyncio import base_events, format_helpers, transports
 from asyncio.log import logger
 from typing import Any
 
-
 # As socket.getaddrinfo() shows what libc says.
 FAMILIES = {int(family): family for family in socket.AddressFamily}
 KINDS = {int(kind): kind for kind in socket.SocketKind}

@@ -715,6 +715,23 @@ def test_a_transport_is_what_asyncio_says_it_is(loop_factory: LoopFactory) -> No
     run(loop_factory, main)
 
 
+def test_the_descriptor_of_a_transport_is_nobody_elses(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        async with endpoint(local_addr=("127.0.0.1", 0)) as (near, notes):
+            number = near.get_extra_info("socket").fileno()
+            for call in (running().add_reader, running().add_writer):
+                with pytest.raises(RuntimeError, match="is used by transport"):
+                    call(number, print)
+            for call in (running().remove_reader, running().remove_writer):
+                with pytest.raises(RuntimeError, match="is used by transport"):
+                    call(number)
+            near.close()
+            await notes.lost
+            assert running().remove_reader(number) is False
+
+    run(loop_factory, main)
+
+
 def test_our_transport_is_a_datagram_transport_in_every_version(our_factory: LoopFactory) -> None:
     async def main() -> None:
         async with endpoint(local_addr=("127.0.0.1", 0)) as (near, _):
