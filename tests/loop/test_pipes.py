@@ -350,6 +350,23 @@ def test_what_does_not_fit_waits_and_the_protocol_is_told(
     run(loop_factory, main)
 
 
+@pytest.mark.parametrize("kind", [pipe, pair])
+def test_hundreds_of_writes_that_wait_leave_in_order(
+    loop_factory: LoopFactory, kind: Callable[[], tuple[Any, Any]]
+) -> None:
+    async def main() -> None:
+        near, far = kind()
+        parts = [bytes(1_000_000), *(b"%d," % number for number in range(500))]
+        with near:
+            async with writing(far) as (transport, _):
+                for part in parts:
+                    transport.write(part)
+                whole = b"".join(parts)
+                assert await read_all(near.fileno(), len(whole)) == whole
+
+    run(loop_factory, main)
+
+
 def test_closing_writes_what_waits_first(loop_factory: LoopFactory) -> None:
     async def main() -> None:
         near, far = pipe()
