@@ -25,7 +25,8 @@ class Answerer(asyncio.DatagramProtocol):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
         self.transport = transport
 
     def datagram_received(self, data: bytes, sender: Any) -> None:

@@ -18,7 +18,8 @@ import erlang_loop
 class Echo(asyncio.DatagramProtocol):
     """The server's one socket hears all its clients, so each datagram comes with its sender."""
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
         self.transport = transport
 
     def datagram_received(self, data: bytes, sender: Any) -> None:
