@@ -11,9 +11,10 @@ import subprocess
 import sys
 from typing import Any
 
-import erlang_loop
 import pytest
 import support
+
+import erlang_loop
 
 PAGE = (support.ROOT / "docs" / "event_loop.md").read_text()
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -6,7 +6,6 @@ import pytest
 import test_docs
 from servers import Server
 
-
 PROGRAMS = test_docs.numbered("program", test_docs.programs(of_frameworks=True))
 
 
