@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from asyncio import constants, events, trsock
+from contextvars import Context
 from types import ModuleType
 from typing import Any
 
@@ -102,6 +103,22 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
     def here(self) -> bool:
         """Whether this is the loop that runs in the calling thread."""
         return bool(self._thread_id == threading.get_ident())
+
+    if hasattr(events, "_ThreadSafeHandle"):  # from Python 3.14
+
+        def call_soon_threadsafe(
+            self, callback: Any, *args: Any, context: Context | None = None
+        ) -> Any:
+            """call_soon() for any thread; cancelling the handle waits for a callback that runs."""
+            self._check_closed()
+            if self._debug:
+                self._check_callback(callback, "call_soon_threadsafe")
+            handle = getattr(events, "_ThreadSafeHandle")(callback, args, self, context)
+            for _ in range(2):  # the frames of its constructor and of this method
+                if handle._source_traceback:
+                    del handle._source_traceback[-1]
+            super().call_soon_threadsafe(handle._run)
+            return handle
 
     # --- running
 

@@ -9,10 +9,9 @@ import textwrap
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import pytest
-
 import conformance
 import conformance_worker
+import pytest
 from conformance import Known, Result
 
 BAD_LOOP = """
