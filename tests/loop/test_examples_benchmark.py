@@ -28,7 +28,7 @@ ROW = re.compile(r"(.*?) +([\d,.]+) (/s|us) +([\d,.]+) (/s|us) +([\d.]+)")
 
 def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-X", "dev", str(PROGRAM), *arguments],
+        [sys.executable, "-W", "always", str(PROGRAM), *arguments],
         env=support.environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
