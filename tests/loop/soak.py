@@ -8,7 +8,7 @@ pipes, subprocesses, signals; it also ends in one of the ways programs end, some
 transports and tasks left to the loop's close. After the last cycle there must be no more descriptors, threads,
 processes and native objects of the loop than after the first ones, and no growth of Python's blocks and of the C heap
 that a leak of even a small object in every cycle would make. Prints a line a sample and the verdict; exits with 1 if
-anything leaked.
+anything leaked, and if a destructor raised.
 """
 
 from __future__ import annotations
@@ -392,6 +392,17 @@ def cycle(number: int, factory: support.LoopFactory, place: Place) -> None:
     ENDS[number % len(ENDS)](loop)
 
 
+def stray_errors() -> list[str]:
+    """A list that fills with the exceptions that destructors raise: a forgotten loop must end without one."""
+    found: list[str] = []
+
+    def note(stray: sys.UnraisableHookArgs) -> None:
+        found.append(f"{stray.err_msg or 'raised in'} {stray.object!r}: {stray.exc_value!r}")
+
+    sys.unraisablehook = note
+    return found
+
+
 def soak(cycles: int, factory: support.LoopFactory, place: Place) -> list[str]:
     """Cycles come in rounds that are all alike: one for each way to end and to debug. Samples lie between rounds."""
     a_round = len(ENDS) * 7
@@ -416,7 +427,9 @@ def main() -> int:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
+        strays = stray_errors()
         found = soak(given.cycles, support.factory_of(given.loop), Place(Path(directory)))
+        found += sorted(set(strays))
     print(
         f"{time.monotonic() - began:.0f} s on {given.loop}:", "; ".join(found) or "nothing leaked"
     )
