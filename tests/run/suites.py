@@ -10,7 +10,7 @@ is skipped only when the tree does not have it. The last line is "N passed, N fa
 failed. Reports and logs stay in build/test-results.
 
 Environment: FUZZ_SECONDS for each fuzz target (15), CHANNEL_SECONDS for the channels under tsan (30), REENTRY_SECONDS
-for calls that call back (10), LOOP_CYCLES for the soak of the event loop (168), SOAK_SECONDS (60), TEST_TIMEOUT for one
+for calls that call back (10), LOOP_CYCLES for the soak of the event loop (210), SOAK_SECONDS (60), TEST_TIMEOUT for one
 program (900), TEST_JOBS for programs run side by side (the number of processors).
 """
 
@@ -38,7 +38,7 @@ Command = Sequence[str | Path]
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS", "15"))
 CHANNEL_SECONDS = int(os.environ.get("CHANNEL_SECONDS", "30"))
 REENTRY_SECONDS = int(os.environ.get("REENTRY_SECONDS", "10"))
-LOOP_CYCLES = int(os.environ.get("LOOP_CYCLES", "168"))
+LOOP_CYCLES = int(os.environ.get("LOOP_CYCLES", "210"))
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "60"))
 TIMEOUT = float(os.environ.get("TEST_TIMEOUT", "900"))
 JOBS = int(os.environ.get("TEST_JOBS", "0")) or os.cpu_count() or 1
