@@ -11,6 +11,7 @@
 // wait and what inbox.hpp says.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -155,7 +156,10 @@ class Loop {
   std::vector<Ready> endings_, ending_;
   std::vector<Inbox::Work> work_;
   std::vector<Timer*> cancelled_;
-  std::unique_ptr<char[]> buffer_;
+  struct Free {
+    void operator()(char* block) const { std::free(block); }
+  };
+  std::unique_ptr<char, Free> buffer_;
   SocketBudgets budgets_;
   DatagramRoom::Owner datagram_room_;
   std::uint64_t turn_ = 0;

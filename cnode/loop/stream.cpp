@@ -201,7 +201,11 @@ int read_into_protocol(Stream& stream) {
   Py_buffer view;
   const int got = PyObject_GetBuffer(room, &view, PyBUF_WRITABLE);
   Py_DECREF(room);
-  if (got < 0) return fatal(stream, kNoBuffer);
+  if (got < 0) {
+    if (PyErr_ExceptionMatches(PyExc_BufferError) == 0) return fatal(stream, kNoBuffer);
+    PyErr_SetString(PyExc_TypeError, "recv_into() argument 1 must be read-write bytes-like object");
+    return fatal(stream, "Fatal read error on socket transport");
+  }
   if (view.len == 0) {
     PyBuffer_Release(&view);
     PyErr_SetString(PyExc_RuntimeError, "get_buffer() returned an empty buffer");
