@@ -181,10 +181,11 @@ PyObject* get_number(PyObject* self, void*) {
   return PyLong_FromSsize_t(static_cast<Py_ssize_t>((tls_of(self).*getter)()));
 }
 
-int set_ssl_object(PyObject* self, PyObject* object, void*) {
+template <auto setter>
+int replace(PyObject* self, PyObject* object, void*) {
   PyObject* done = on(self, [&](TlsProtocol& tls) {
-    if (object == nullptr) py::raise(PyExc_AttributeError, "_sslobj");
-    tls.replace_ssl_object(object);
+    if (object == nullptr) py::raise(PyExc_AttributeError, "cannot be deleted");
+    (tls.*setter)(object);
   });
   Py_XDECREF(done);
   return done == nullptr ? -1 : 0;
@@ -223,9 +224,12 @@ PyGetSetDef g_attributes[] = {
     {"_server_hostname", get<&TlsProtocol::server_hostname>, nullptr, nullptr, nullptr},
     {"_server_side", get_flag<&TlsProtocol::server_side>, nullptr, nullptr, nullptr},
     {"_extra", get<&TlsProtocol::extra>, nullptr, nullptr, nullptr},
-    {"_sslobj", get<&TlsProtocol::ssl_object>, set_ssl_object, nullptr, nullptr},
-    {"_incoming", get<&TlsProtocol::incoming>, nullptr, nullptr, nullptr},
-    {"_outgoing", get<&TlsProtocol::outgoing>, nullptr, nullptr, nullptr},
+    {"_sslobj", get<&TlsProtocol::ssl_object>, replace<&TlsProtocol::replace_ssl_object>, nullptr,
+     nullptr},
+    {"_incoming", get<&TlsProtocol::incoming>, replace<&TlsProtocol::replace_incoming>, nullptr,
+     nullptr},
+    {"_outgoing", get<&TlsProtocol::outgoing>, replace<&TlsProtocol::replace_outgoing>, nullptr,
+     nullptr},
     {"_handshake_timeout_handle", get<&TlsProtocol::handshake_timer>, nullptr, nullptr, nullptr},
     {"_shutdown_timeout_handle", get<&TlsProtocol::shutdown_timer>, nullptr, nullptr, nullptr},
     {"_ssl_handshake_timeout", get<&TlsProtocol::handshake_timeout>, nullptr, nullptr, nullptr},

@@ -113,11 +113,11 @@ void TlsProtocol::open(const Options& options) {
   direct_ = made.direct;
 }
 
-void TlsProtocol::replace_ssl_object(PyObject* object) {
+void TlsProtocol::replace(py::Ref& place, PyObject* object) {
   if (stage_ != Stage::kUnwrapped) py::raise(PyExc_RuntimeError, "the TLS connection has begun");
-  engine_ = python_engine(state_, object, incoming_.get(), outgoing_.get());
+  place = py::Ref::borrow(object);
+  engine_ = python_engine(state_, ssl_object_.get(), incoming_.get(), outgoing_.get());
   direct_ = false;
-  ssl_object_ = py::Ref::borrow(object);
 }
 
 void TlsProtocol::set_application(PyObject* protocol) {
@@ -323,7 +323,7 @@ void TlsProtocol::start_handshake() {
   // What start_tls() found in the buffer of a stream was put into the MemoryBIO, which the engine
   // need not be reading.
   const py::Ref early = call_method(incoming_.get(), state_.names.read);
-  if (PyBytes_GET_SIZE(early.get()) > 0) {
+  if (PyBytes_Check(early.get()) != 0 && PyBytes_GET_SIZE(early.get()) > 0) {
     engine_->offer(PyBytes_AS_STRING(early.get()),
                    static_cast<std::size_t>(PyBytes_GET_SIZE(early.get())));
     engine_->keep();

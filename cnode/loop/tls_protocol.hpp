@@ -94,8 +94,10 @@ class TlsProtocol {
   void fatal_error(PyObject* error, const char* message);
   void wake_waiter(PyObject* error);
   void queue_unsent(PyObject* data);  // as if it had been written and not taken
-  // Another object in the place of the SSLObject, before the connection is made.
-  void replace_ssl_object(PyObject* object);
+  // Other objects in the places of Python's own, before the connection is made.
+  void replace_ssl_object(PyObject* object) { replace(ssl_object_, object); }
+  void replace_incoming(PyObject* bio) { replace(incoming_, bio); }
+  void replace_outgoing(PyObject* bio) { replace(outgoing_, bio); }
 
   TlsState& state() const { return state_; }
   bool is_direct() const { return direct_; }
@@ -130,6 +132,7 @@ class TlsProtocol {
     std::size_t sent = 0;
   };
 
+  void replace(py::Ref& place, PyObject* object);
   void set_stage(Stage stage);
   bool takes_writes() const { return stage_ == Stage::kHandshake || stage_ == Stage::kWrapped; }
 

@@ -21,6 +21,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from asyncio import sslproto
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -609,6 +610,26 @@ def test_what_came_before_a_spoilt_record_in_the_same_packet_is_delivered(
     run(loop_factory, main)
 
 
+def test_what_is_written_to_a_connection_that_has_just_failed_is_lost_quietly(
+    loop_factory: LoopFactory, certificates: Certificates, make: Make
+) -> None:
+    async def main() -> None:
+        recorder, reports = Quiet(), Reports(asyncio.get_running_loop())
+        connection = Connection(make, certificates, recorder).handshake()
+        spoilt = bytearray(connection.peer_sends(b"bad"))
+        spoilt[-1] ^= 1
+        connection.feed(bytes(spoilt))
+        for data in (b"too late", bytes(100_000), bytes(1_000_000)):
+            connection.transport.write(data)
+        connection.transport.writelines([b"too", b"late"])
+        connection.transport.close()
+        await asyncio.wait_for(recorder.lost, 5)
+        assert outcome(recorder.error) == ("SSLError", "DECRYPTION_FAILED_OR_BAD_RECORD_MAC")
+        assert reports.messages == []
+
+    run(loop_factory, main)
+
+
 def test_random_noise_never_does_more_than_end_a_connection(
     loop_factory: LoopFactory, certificates: Certificates, make_ours: Make, server_side: bool
 ) -> None:
@@ -645,6 +666,19 @@ def test_random_noise_never_does_more_than_end_a_connection(
 
 def state(connection: Connection) -> str:
     return str(connection.tls._state.name)
+
+
+def test_a_connection_is_made_once(
+    loop_factory: LoopFactory, certificates: Certificates, make: Make
+) -> None:
+    async def main() -> None:
+        connection = Connection(make, certificates, Quiet()).handshake()
+        text = "cannot switch state from SSLProtocolState.WRAPPED to SSLProtocolState.DO_HANDSHAKE"
+        with pytest.raises(RuntimeError, match=text):
+            connection.tls.connection_made(connection.memory)
+        await connection.end()
+
+    run(loop_factory, main)
 
 
 def test_both_sides_say_farewell(
@@ -852,6 +886,26 @@ def test_a_transport_that_nobody_closed_is_warned_of(
             gc.collect()
 
     run(loop_factory, main)
+
+
+def test_a_transport_whose_connection_was_lost_needs_no_close(
+    loop_factory: LoopFactory, certificates: Certificates, make: Make
+) -> None:
+    async def main() -> None:
+        recorder = Quiet()
+        connection = Connection(make, certificates, recorder).handshake()
+        transport = connection.transport
+        connection.memory.abort()
+        await recorder.lost
+        assert transport.is_closing()
+        del connection, transport
+        gc.collect()
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run(loop_factory, main)
+        gc.collect()
+    assert [str(warning.message) for warning in warned] == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1517,6 +1571,61 @@ def test_many_connections_at_once_keep_to_themselves(
             await asyncio.sleep(0.02)
 
     run(loop_factory, main)
+
+
+def test_an_application_may_turn_the_loop_while_its_buffer_is_full(
+    certificates: Certificates, our_factory: LoopFactory
+) -> None:
+    """What it has not taken lies in the buffer that the next connection is read into."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        turned: list[Any] = []
+        sent = [random.randbytes(40_000) for _ in range(2)]
+
+        class Turns(Buffered):
+            def __init__(self) -> None:
+                super().__init__(1000, view=True)
+
+            def buffer_updated(self, nbytes: int) -> None:
+                super().buffer_updated(nbytes)
+                if not turned:
+                    turned.append(self)
+                    loop._run_once()
+
+        def peer(listener: socket.socket) -> list[ssl.SSLSocket]:
+            context = certificates.server()
+            socks = [listener.accept()[0] for _ in range(2)]
+            return [context.wrap_socket(sock, server_side=True) for sock in socks]
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            accepting = asyncio.ensure_future(asyncio.to_thread(peer, listener))
+            connections = await asyncio.gather(
+                *(
+                    loop.create_connection(
+                        Turns,
+                        *listener.getsockname(),
+                        ssl=certificates.client(),
+                        server_hostname="localhost",
+                    )
+                    for _ in range(2)
+                )
+            )
+            peers = await accepting
+            by_port = {one.getpeername()[1]: one for one in peers}
+            for (transport, _), data in zip(connections, sent):  # both before the loop looks again
+                by_port[transport.get_extra_info("sockname")[1]].sendall(data)
+            for (_, protocol), data in zip(connections, sent):
+                await until(lambda: len(protocol.received) == len(data))
+                assert protocol.received == data
+            assert turned
+            for transport, _ in connections:
+                transport.abort()
+            for one in peers:
+                one.close()
+            await asyncio.sleep(0.02)
+
+    run(our_factory, main)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
