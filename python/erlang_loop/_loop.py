@@ -199,7 +199,8 @@ class ErlangEventLoop(_core.Loop, SocketCalls):  # type: ignore[misc]
         self._internal_fds -= 1
         if self._ssock is None or self._csock is None:
             return
-        self._remove_reader(self._ssock.fileno())
+        if self._ssock.fileno() >= 0:  # the collector may have closed it before a forgotten loop
+            self._remove_reader(self._ssock.fileno())
         self._ssock.close()
         self._csock.close()
         self._ssock = self._csock = None
