@@ -20,6 +20,10 @@ namespace loop {
 namespace {
 
 constexpr std::size_t kPeers = 64;
+// Looking for several costs a seventh of an echo where there is but one: after one, the next few
+// are received alone.
+constexpr unsigned kProbe = 4;  // how many a look is for
+constexpr unsigned kAlone = 8;  // and after how many it is taken again
 
 // As asyncio counts what waits: later versions with a header, and empty datagrams are sent.
 #if PY_VERSION_HEX >= 0x030D0000
@@ -49,7 +53,8 @@ struct Datagram : Endpoint {
   bool has_peer = false;   // as the kernel sees it
   bool native = false;     // addresses of its family are ours to read and write
   bool batches = false;    // UDP: several can be received at once
-  unsigned batch = 2;
+  unsigned batch = 1;      // how many to receive at once
+  unsigned singles = 0;    // received since more than one was looked for
   std::unique_ptr<std::array<Peer, kPeers>> peers;  // by port: who sent before sends again
   PyObject* last_to = nullptr;                      // what was read last, so as not to do it again
   sockaddr_storage last_address{};
@@ -214,8 +219,9 @@ int read_many(Datagram& datagram) {
   };
   Loop& loop = *datagram.loop;
   DatagramRoom::Owner room = loop.take_datagram_room();
-  room->prepare(datagram.batch);
-  const int count = recvmmsg(datagram.fd, room->messages, datagram.batch, MSG_DONTWAIT, nullptr);
+  const unsigned wanted = std::max(datagram.batch, kProbe);
+  room->prepare(wanted);
+  const int count = recvmmsg(datagram.fd, room->messages, wanted, MSG_DONTWAIT, nullptr);
   if (count < 0) {
     const int error = errno;
     loop.give_datagram_room(std::move(room));
@@ -234,8 +240,10 @@ int read_many(Datagram& datagram) {
                            : peer_object(datagram, room->addresses[i], message.msg_hdr.msg_namelen);
   }
   loop.give_datagram_room(std::move(room));
-  datagram.batch = received == datagram.batch ? std::min(2 * received, DatagramRoom::kMessages)
-                                              : std::max(2U, received + 1);
+  if (received == wanted)
+    datagram.batch = std::min(2 * received, DatagramRoom::kMessages);
+  else
+    datagram.batch = received <= 1 ? 1 : received + 1;
   int status = 0;
   for (unsigned i = 0; i < received; ++i) {
     if (status == 0 && datagram.lost == 0) {
@@ -252,7 +260,10 @@ int read_job(Loop&, PyObject* self) {
   Datagram& datagram = of(self);
   if (datagram.lost != 0 || datagram.closing) return 0;
   if (!datagram.native) return read_by_python(datagram);
-  return datagram.batches ? read_many(datagram) : read_one(datagram);
+  if (!datagram.batches || (datagram.batch == 1 && ++datagram.singles < kAlone))
+    return read_one(datagram);
+  datagram.singles = 0;
+  return read_many(datagram);
 }
 
 // --- sending
@@ -437,6 +448,7 @@ int is_remote(Datagram& datagram, PyObject* address) {
 }
 
 bool is_empty(PyObject* data) {
+  if (PyBytes_CheckExact(data)) return PyBytes_GET_SIZE(data) == 0;
   const Py_ssize_t size = PyObject_Size(data);
   if (size < 0) PyErr_Clear();
   return size == 0;
