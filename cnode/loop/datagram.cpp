@@ -22,8 +22,8 @@ namespace {
 constexpr std::size_t kPeers = 64;
 // Looking for several costs a seventh of an echo where there is but one: after one, the next few
 // are received alone.
-constexpr unsigned kProbe = 4;  // how many a look is for
-constexpr unsigned kAlone = 8;  // and after how many it is taken again
+constexpr unsigned kProbe = 4;   // how many a look is for
+constexpr unsigned kAlone = 32;  // and after how many it is taken again
 
 // As asyncio counts what waits: later versions with a header, and empty datagrams are sent.
 #if PY_VERSION_HEX >= 0x030D0000
