@@ -249,7 +249,7 @@ class RawPeer:
         self.fragments = False  # which framing was negotiated
         self.ticks = 0
         self._unfinished: dict[int, bytes] = {}
-        self._received = b""
+        self._received = bytearray()
         self._serial = 0
         self.socket = socket.create_connection((host, port), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -292,7 +292,8 @@ class RawPeer:
             if not chunk:
                 raise Closed("end of stream")
             self._received += chunk
-        taken, self._received = self._received[:size], self._received[size:]
+        taken = bytes(self._received[:size])
+        del self._received[:size]
         return taken
 
     # Handshake
@@ -369,21 +370,28 @@ class RawPeer:
         """The next signal. Ticks are answered on the way. TimeoutError when none comes, Closed when none can."""
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
-            head = self._receive(4, deadline)
-            size = struct.unpack(">I", head)[0]
+            message = self.message_of(self._receive_body(deadline))
+            if message is not None:
+                return message
+
+    def receive_body(self, timeout: float) -> bytes:
+        """The next frame that is no tick, as it came: for those who get too many to decode them all."""
+        return self._receive_body(time.monotonic() + timeout)
+
+    def _receive_body(self, deadline: float) -> bytes:
+        while True:
+            size = struct.unpack(">I", self._receive(4, deadline))[0]
             try:
                 body = self._receive(size, time.monotonic() + self.timeout)
             except TimeoutError:
                 raise Closed("the node sent half a frame") from None
-            if size == 0:
-                self.ticks += 1
-                self.tick()
-                continue
-            message = self._message(body)
-            if message is not None:
-                return message
+            if size != 0:
+                return body
+            self.ticks += 1
+            self.tick()
 
-    def _message(self, body: bytes) -> Message | None:
+    def message_of(self, body: bytes) -> Message | None:
+        """None for a fragment that others follow."""
         if body[:1] == b"p":
             control, at = decode(body, 2)
             return Message(control, decode(body, at + 1)[0] if at < len(body) else None)
@@ -400,6 +408,13 @@ class RawPeer:
     def _terms(data: bytes) -> Message:
         control, at = decode(data)
         return Message(control, decode(data, at)[0] if at < len(data) else None)
+
+    @staticmethod
+    def operation_of(body: bytes) -> int | None:
+        """The first element of a whole signal's control tuple, without decoding the rest. None for a fragment."""
+        if body[:3] == b"\x83D\x00":
+            return body[6]
+        return body[5] if body[:2] == b"p\x83" else None
 
     # Processes
 
