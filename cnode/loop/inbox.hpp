@@ -28,7 +28,7 @@ class Inbox {
   // The rest is the loop's own.
   void close();
   void take(std::vector<Work>& into);
-  bool empty() const { return size_.load(std::memory_order_acquire) == 0; }
+  bool empty() const { return size_.load(std::memory_order_seq_cst) == 0; }  // in order with park()
 
   // Says that the loop is about to wait. Whoever has something for it now must wake it.
   void park() { parked_.store(true, std::memory_order_seq_cst); }
