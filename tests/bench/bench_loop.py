@@ -3,6 +3,7 @@
     tests/bench/run loop                         every row, in some eight minutes
     tests/bench/run loop --rows tcp,tls          only these groups of rows
     tests/bench/run loop --loops asyncio,uvloop  only these loops
+    tests/bench/run loop --loops erlang,perf     ours beside ours of `cmake --build --preset perf`
 
     bench_loop.py ──starts──▶ loop_server.py erlang ◀──┐
              │    ──starts──▶ loop_server.py uvloop ◀──┤ one after the other: requests, and the
@@ -38,7 +39,7 @@ from figures import BUILD, HERE, PATIENCE, ROOT, BenchError, Program, Values, fi
 
 VENV = ROOT / "build" / "bench-venv"
 LOOPS = ("erlang", "uvloop", "asyncio")
-OURS, FLOOR = "erlang", "floor"
+OURS, FLOOR, PERF = "erlang", "floor", "perf"
 NOISE = 0.05
 IDLE_LIMIT = 0.1  # per cent of a processor
 
@@ -122,7 +123,14 @@ def echoes(
 ) -> tuple[Row, ...]:
     """One row for each size, in KB, and number of connections."""
     return tuple(
-        Row(f"{name} {size} KB, {connections}", what, goal, CPU, connections, size * 1024)
+        Row(
+            f"{name} {size} KB, {connections}",
+            what,
+            goal,
+            CPU,
+            connections,
+            size * 1024,
+        )
         for size, goal in goals.items()
         for connections in at
     )
@@ -161,7 +169,12 @@ GROUPS: dict[str, tuple[Group, ...]] = {
             "operations",
             (
                 Row("call_soon_threadsafe, rate", "threadsafe", Goals(1.5, 1.0), RATE),
-                Row("the same, idle loop, p50", "threadsafe_latency", Goals(1.2, 1.0), P50),
+                Row(
+                    "the same, idle loop, p50",
+                    "threadsafe_latency",
+                    Goals(1.2, 1.0),
+                    P50,
+                ),
                 Row("the same, p99", "threadsafe_latency", Goals(), P99),
                 Row("run_in_executor, there and back", "executor", LEVEL),
                 Row("sleep(0.002), late by, p50", "sleep_late", LEVEL, P50),
@@ -177,7 +190,9 @@ GROUPS: dict[str, tuple[Group, ...]] = {
         ),
     ),
     "tcp": (Group("protocol", echoes("TCP protocol", "tcp", AT_THE_FLOOR), "tcp"),),
-    "buffered": (Group("buffered", echoes("TCP buffered", "tcp", AT_THE_FLOOR), "tcp"),),
+    "buffered": (
+        Group("buffered", echoes("TCP buffered", "tcp", AT_THE_FLOOR), "tcp"),
+    ),
     "streams": (Group("streams", echoes("TCP streams", "tcp", STREAMS)),),
     "sockets": (Group("sockets", echoes("sock_recv/sendall", "tcp", SOCKETS)),),
     "churn": (
@@ -197,7 +212,11 @@ GROUPS: dict[str, tuple[Group, ...]] = {
         ),
     ),
     "unix": (
-        Group("unix_protocol", echoes("Unix protocol", "unix", AT_THE_FLOOR, (1, 100)), "unix"),
+        Group(
+            "unix_protocol",
+            echoes("Unix protocol", "unix", AT_THE_FLOOR, (1, 100)),
+            "unix",
+        ),
         Group("unix_streams", echoes("Unix streams", "unix", STREAMS, (1, 100))),
     ),
     "tls": (
@@ -205,7 +224,10 @@ GROUPS: dict[str, tuple[Group, ...]] = {
         Group("tls_streams", echoes("TLS streams", "tls", TLS, (1, 10))),
     ),
     "http": tuple(
-        Group(parser, (Row(f"HTTP, uvicorn + {parser}, 64", "http", better(1.1), CPU, 64),))
+        Group(
+            parser,
+            (Row(f"HTTP, uvicorn + {parser}, 64", "http", better(1.1), CPU, 64),),
+        )
         for parser in ("h11", "httptools")
     ),
 }
@@ -240,7 +262,16 @@ class Contest:
         self.scale = scale
         self.failures = 0
         self.certificate = directory / "certificate.pem"
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+        ]
         command += ["-subj", "/CN=localhost", "-keyout", str(self.certificate)]
         command += ["-out", str(self.certificate)]
         subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
@@ -258,9 +289,16 @@ class Contest:
         if name == FLOOR:
             command += [BUILD / "bench/echo_floor", group.floor, path]
         else:
-            command += [VENV / "bin/python", HERE / "loop_server.py", name, group.workload]
+            loop = OURS if name == PERF else name
+            command += [
+                VENV / "bin/python",
+                HERE / "loop_server.py",
+                loop,
+                group.workload,
+            ]
             command += [path, self.certificate]
-        return Program(name, command, self.directory, {"PYTHONPATH": str(ROOT / "python")})
+        packages = ROOT / ("build-perf/python" if name == PERF else "python")
+        return Program(name, command, self.directory, {"PYTHONPATH": str(packages)})
 
     @contextlib.contextmanager
     def servers(self, group: Group) -> Iterator[dict[str, Server]]:
@@ -291,7 +329,10 @@ class Contest:
         """
         kind = group.rows[0].what
         self.load(
-            server, Row("warm-up", "tcp" if kind == "hold" else kind, Goals(), WARM_UP, 2, 1024)
+            server,
+            Row(
+                "warm-up", "tcp" if kind == "hold" else kind, Goals(), WARM_UP, 2, 1024
+            ),
         )
 
     def operation(self, program: Program, row: Row) -> Values:
@@ -305,9 +346,16 @@ class Contest:
         theirs, ours = processors()
         command = ["taskset", "-c", str(theirs if row.connections == 1 else ours)]
         command += [str(BUILD / "bench/loop_load"), row.what, server.where]
-        command += [str(row.connections), str(row.size), str(seconds), str(server.program.pid)]
+        command += [
+            str(row.connections),
+            str(row.size),
+            str(seconds),
+            str(server.program.pid),
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=PATIENCE
+            )
         except subprocess.TimeoutExpired:
             raise server.program.fail("the clients did not end") from None
         if done.returncode != 0:
@@ -324,7 +372,9 @@ class Contest:
 
     def measure(self, group: Group) -> dict[Row, Results]:
         """Rows that differ only in what they are judged by share their measurements."""
-        measured: dict[tuple[str, int, int], Results] = {row.key: {} for row in group.rows}
+        measured: dict[tuple[str, int, int], Results] = {
+            row.key: {} for row in group.rows
+        }
         distinct = {row.key: row for row in group.rows}.values()
         for turn in range(self.scale.rounds):
             with self.servers(group) as servers:
@@ -429,6 +479,14 @@ def show(row: Row, results: Results) -> str:
         str(row.goals) if row.by != IDLE else f"<= {IDLE_LIMIT} %",
         verdict,
     )
+    if (perf := ratio(row, results, PERF)) is not None:
+        line(
+            "",
+            cell(row, results[PERF]),
+            *[""] * 6,
+            f"PERF_BUILD takes {perf:.2f} of it",
+            "",
+        )
     return verdict
 
 
@@ -440,7 +498,9 @@ def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
         names = text.split(",")
         unknown = [name for name in names if name not in allowed]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(allowed)}")
+            raise argparse.ArgumentTypeError(
+                f"{unknown[0]} is none of {', '.join(allowed)}"
+            )
         return names
 
     return read
@@ -449,16 +509,27 @@ def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("of the group loop")
     options.add_argument(
-        "--rows", type=names_of(GROUPS), default=[*GROUPS], help=",".join(GROUPS), metavar="A,B"
+        "--rows",
+        type=names_of(GROUPS),
+        default=[*GROUPS],
+        help=",".join(GROUPS),
+        metavar="A,B",
     )
     options.add_argument(
-        "--loops", type=names_of(LOOPS), default=[*LOOPS], help=",".join(LOOPS), metavar="A,B"
+        "--loops",
+        type=names_of([*LOOPS, PERF]),
+        default=[*LOOPS],
+        help=",".join([*LOOPS, PERF]),
+        metavar="A,B",
     )
 
 
 def prepare() -> None:
     done = subprocess.run(
-        [ROOT / "tests/run/venv", "bench"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [ROOT / "tests/run/venv", "bench"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         raise BenchError(f"tests/run/venv bench: {done.stdout}{done.stderr}")
@@ -467,10 +538,24 @@ def prepare() -> None:
 def run(quick: bool, groups: Sequence[str], loops: Sequence[str]) -> None:
     prepare()
     python = str(VENV / "bin/python")
-    version = "import uvloop, uvicorn, ssl; print('uvloop', uvloop.__version__, end=', ')"
-    version += "; print('uvicorn', uvicorn.__version__, end=', '); print(ssl.OPENSSL_VERSION)"
+    version = (
+        "import uvloop, uvicorn, ssl; print('uvloop', uvloop.__version__, end=', ')"
+    )
+    version += (
+        "; print('uvicorn', uvicorn.__version__, end=', '); print(ssl.OPENSSL_VERSION)"
+    )
     print(f"loop: beside {first_line(python, '-c', version)}")
-    heads = ("ours", "uvloop", "standard", "floor", "/uvloop", "/std", "floor x", "goal", "verdict")
+    heads = (
+        "ours",
+        "uvloop",
+        "standard",
+        "floor",
+        "/uvloop",
+        "/std",
+        "floor x",
+        "goal",
+        "verdict",
+    )
     line("processor time, rate", *heads)
     verdicts: list[str] = []
     with tempfile.TemporaryDirectory(prefix="sidewinder-loop-") as directory:
