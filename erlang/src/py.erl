@@ -5,7 +5,8 @@
 %%   {ok,1.4142135623730951}
 %%
 %% Functions without a target use the application environment's `default_node`; if none is set, one
-%% local node is started. A target is the name of a node, which is connected to on its first use.
+%% local node is started. A target is the name of a node, which is connected to on its first use, or
+%% of a pool (see py_pool), one of whose members is asked.
 %%
 %% Modules and functions are atoms or binaries; a function may be dotted ('path.join'). Calls and
 %% targeted calls are told apart by where the list of arguments stands. Wrong types of arguments are
@@ -28,13 +29,15 @@
 -define(is_args(X), (length(X) >= 0)).
 -define(is_code(X), (is_binary(X) orelse is_list(X))).
 
--type target() :: node().
+-type target() :: node() | py_pool:name().
 -type name() :: atom() | binary().
 -type kwargs() :: #{name() => term()} | [].
 -type options() :: #{
     kwargs => kwargs(),
     timeout => timeout(),               % default 30000 ms
-    binary => auto | str | bytes        % what Erlang binaries become in Python
+    binary => auto | str | bytes,       % what Erlang binaries become in Python
+    key => term(),                      % in a pool: same key, same node, as long as that is up
+    idempotent => boolean()             % in a pool: may be run again when its node is lost
 }.
 -type code() :: binary() | string().
 -type reason() :: py_link:reason().
@@ -63,7 +66,8 @@ call(M, F, Args, Kwargs, Timeout)
     request(?DEFAULT, {call, 0, M, F, Args, Kwargs}, Timeout);
 call(Target, M, F, Args, Options)
   when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
-    request(Target, call_request(M, F, Args, Options), timeout_of(Options, ?TIMEOUT_MS)).
+    request(Target, call_request(M, F, Args, Options), timeout_of(Options, ?TIMEOUT_MS),
+            how(Options)).
 
 %% --- cast ---------------------------------------------------------------------------------------
 
@@ -71,22 +75,23 @@ call(Target, M, F, Args, Options)
 %% way, nothing more.
 -spec cast(name(), name(), [term()]) -> ok | {error, reason()}.
 cast(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
-    cast_to(?DEFAULT, {cast, M, F, Args, []}).
+    cast_to(?DEFAULT, {cast, M, F, Args, []}, #{}).
 
 %% The same with keyword arguments, or on Target.
 -spec cast(name(), name(), [term()], kwargs()) -> ok | {error, reason()};
           (target(), name(), name(), [term()]) -> ok | {error, reason()}.
 cast(M, F, Args, Kwargs) when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs) ->
-    cast_to(?DEFAULT, {cast, M, F, Args, Kwargs});
+    cast_to(?DEFAULT, {cast, M, F, Args, Kwargs}, #{});
 cast(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
-    cast_to(Target, {cast, M, F, Args, []}).
+    cast_to(Target, {cast, M, F, Args, []}, #{}).
 
-%% The same on Target with options; `kwargs` is the one that means something to a cast.
--spec cast(target(), name(), name(), [term()], #{kwargs => kwargs()}) -> ok | {error, reason()}.
+%% The same on Target with options; `kwargs` and `key` mean something to a cast.
+-spec cast(target(), name(), name(), [term()], #{kwargs => kwargs(), key => term()}) ->
+    ok | {error, reason()}.
 cast(Target, M, F, Args, Options)
   when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
-    ok = check_options(Options, [kwargs]),
-    cast_to(Target, {cast, M, F, Args, maps:get(kwargs, Options, [])}).
+    ok = check_options(Options, [kwargs, key]),
+    cast_to(Target, {cast, M, F, Args, maps:get(kwargs, Options, [])}, how(Options)).
 
 %% --- eval and exec --------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ eval(Target, Code, Locals, Options) when ?is_code(Code), is_map(Locals), is_map(
 exec(Code) when ?is_code(Code) ->
     exec_on(?DEFAULT, Code, ?TIMEOUT_MS).
 
-%% The same on Target.
+%% The same on Target, which must be a node: what code defines lives on one.
 -spec exec(target(), code()) -> result().
 exec(Target, Code) when ?is_code(Code) ->
     exec_on(Target, Code, ?TIMEOUT_MS).
@@ -140,36 +145,44 @@ exec(Target, Code, Options) when ?is_code(Code), is_map(Options) ->
 %% is cancelled when the calling process dies.
 -spec spawn_call(name(), name(), [term()]) -> reference().
 spawn_call(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
-    spawn_item(?DEFAULT, {call, 0, M, F, Args}, infinity).
+    spawn_item(?DEFAULT, {call, 0, M, F, Args}, infinity, #{}).
 
 %% Like call/4.
 -spec spawn_call(name(), name(), [term()], kwargs()) -> reference();
                 (target(), name(), name(), [term()]) -> reference().
 spawn_call(M, F, Args, Kwargs)
   when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs) ->
-    spawn_item(?DEFAULT, {call, 0, M, F, Args, Kwargs}, infinity);
+    spawn_item(?DEFAULT, {call, 0, M, F, Args, Kwargs}, infinity, #{});
 spawn_call(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
-    spawn_item(Target, {call, 0, M, F, Args}, infinity).
+    spawn_item(Target, {call, 0, M, F, Args}, infinity, #{}).
 
 %% Like call/5; when the timeout passes the message says {error, timeout}.
 -spec spawn_call(name(), name(), [term()], kwargs(), timeout()) -> reference();
                 (target(), name(), name(), [term()], options()) -> reference().
 spawn_call(M, F, Args, Kwargs, Timeout)
   when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs), ?is_timeout(Timeout) ->
-    spawn_item(?DEFAULT, {call, 0, M, F, Args, Kwargs}, Timeout);
+    spawn_item(?DEFAULT, {call, 0, M, F, Args, Kwargs}, Timeout, #{});
 spawn_call(Target, M, F, Args, Options)
   when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
-    spawn_item(Target, call_request(M, F, Args, Options), timeout_of(Options, infinity)).
+    spawn_item(Target, call_request(M, F, Args, Options), timeout_of(Options, infinity),
+               how(Options)).
 
 %% Waits for the result of a spawn_call made by this process.
 -spec await(reference()) -> result().
 await(Ref) when is_reference(Ref) ->
-    py_link:await(Ref, ?TIMEOUT_MS).
+    await_within(Ref, ?TIMEOUT_MS).
 
 %% The same with a timeout, after which the call is cancelled and its message will never come.
 -spec await(reference(), timeout()) -> result().
 await(Ref, Timeout) when is_reference(Ref), ?is_timeout(Timeout) ->
-    py_link:await(Ref, Timeout).
+    await_within(Ref, Timeout).
+
+%% Whichever process carries the call is told when it is given up.
+-spec await_within(reference(), timeout()) -> result().
+await_within(Ref, Timeout) ->
+    Result = py_link:await(Ref, Timeout),
+    _ = [py_pool:forget(Ref) || Result =:= {error, timeout}],
+    Result.
 
 %% --- Functions for Python ---------------------------------------------------------------------------
 
@@ -194,14 +207,18 @@ unregister_function(Name) when ?is_name(Name) ->
 -spec version() -> {ok, binary()} | {error, reason()}.
 version() ->
     case py_node:default(?TIMEOUT_MS) of
-        {ok, Node} -> python_version(node_info(Node));
+        {ok, Target} -> python_version(node_info(Target));
         {error, Reason} -> {error, Reason}
     end.
 
-%% What a node said of itself when it was connected: version of the protocol, Python, workers, …
+%% What a node, or a member of a pool, said of itself when it was connected: version of the protocol,
+%% Python, workers, …
 -spec node_info(target()) -> {ok, py_node:info()} | {error, reason()}.
 node_info(Target) when is_atom(Target) ->
-    py_node:info(Target, ?TIMEOUT_MS).
+    case py_pool:resolve(Target, ?TIMEOUT_MS) of
+        {ok, Node} -> py_node:info(Node, ?TIMEOUT_MS);
+        {error, Reason} -> {error, Reason}
+    end.
 
 -spec python_version({ok, py_node:info()} | {error, reason()}) ->
     {ok, binary()} | {error, reason()}.
@@ -212,13 +229,37 @@ python_version({error, Reason}) -> {error, Reason}.
 
 -type destination() :: '$default' | target().
 
-%% The quick way is one table lookup; only without a link in the table py_node is asked.
 -spec request(destination(), py_link:request(), timeout()) -> result().
 request(Target, Request, Timeout) ->
+    request(Target, Request, Timeout, #{}).
+
+%% The quick way to a node is one table lookup; without a link in the table the target may be a pool,
+%% which has no row there, and only then py_node is asked.
+-spec request(destination(), py_link:request(), timeout(), py_pool:how()) -> result().
+request(Target, Request, Timeout, How) ->
     case py_link:find(Target) of
-        undefined -> slow_request(Target, Request, Timeout);
+        undefined -> request_of_pool(pool(Target), Target, Request, Timeout, How);
         Link -> py_link:call(Link, Request, Timeout)
     end.
+
+-spec request_of_pool(py_pool:view() | undefined, destination(), py_link:request(), timeout(),
+                      py_pool:how()) -> result().
+request_of_pool(undefined, Target, Request, Timeout, _) ->
+    slow_request(Target, Request, Timeout);
+request_of_pool(_, Target, Request, _, _) when element(1, Request) =:= exec ->
+    {error, {bad_target, Target}};
+request_of_pool(Pool, _, Request, Timeout, How) ->
+    py_pool:call(Pool, Request, Timeout, How).
+
+%% The pool that a target is. The default node may be one.
+-spec pool(destination()) -> py_pool:view() | undefined.
+pool(?DEFAULT) ->
+    case application:get_env(sidewinder, default_node) of
+        {ok, Name} -> py_pool:find(Name);
+        undefined -> undefined
+    end;
+pool(Target) ->
+    py_pool:find(Target).
 
 -spec slow_request(destination(), py_link:request(), timeout()) -> result().
 slow_request(Target, Request, Timeout) ->
@@ -228,20 +269,39 @@ slow_request(Target, Request, Timeout) ->
         {error, Reason} -> {error, Reason}
     end.
 
--spec cast_to(destination(), tuple()) -> ok | {error, reason()}.
-cast_to(Target, Cast) ->
+-spec cast_to(destination(), tuple(), py_pool:how()) -> ok | {error, reason()}.
+cast_to(Target, Cast, How) ->
     case py_link:find(Target) of
-        undefined ->
-            case find_link(Target, ?TIMEOUT_MS) of
-                {ok, Link} -> py_link:cast(Link, Cast);
-                {error, Reason} -> {error, Reason}
-            end;
-        Link ->
-            py_link:cast(Link, Cast)
+        undefined -> cast_to_pool(pool(Target), Target, Cast, How);
+        Link -> py_link:cast(Link, Cast)
     end.
 
--spec spawn_item(destination(), py_link:request(), timeout()) -> reference().
-spawn_item(Target, Request, Timeout) ->
+-spec cast_to_pool(py_pool:view() | undefined, destination(), tuple(), py_pool:how()) ->
+    ok | {error, reason()}.
+cast_to_pool(undefined, Target, Cast, _) ->
+    case find_link(Target, ?TIMEOUT_MS) of
+        {ok, Link} -> py_link:cast(Link, Cast);
+        {error, Reason} -> {error, Reason}
+    end;
+cast_to_pool(Pool, _, Cast, How) ->
+    py_pool:cast(Pool, Cast, How).
+
+-spec spawn_item(destination(), py_link:request(), timeout(), py_pool:how()) -> reference().
+spawn_item(Target, Request, Timeout, How) ->
+    case py_link:find(Target) of
+        undefined -> spawn_in_pool(pool(Target), Target, Request, Timeout, How);
+        Link -> spawned(py_link:spawn_call(Link, Request, Timeout))
+    end.
+
+-spec spawn_in_pool(py_pool:view() | undefined, destination(), py_link:request(), timeout(),
+                    py_pool:how()) -> reference().
+spawn_in_pool(undefined, Target, Request, Timeout, _) ->
+    slow_spawn(Target, Request, Timeout);
+spawn_in_pool(Pool, _, Request, Timeout, How) ->
+    py_pool:spawn_call(Pool, Request, Timeout, How).
+
+-spec slow_spawn(destination(), py_link:request(), timeout()) -> reference().
+slow_spawn(Target, Request, Timeout) ->
     Deadline = deadline(Timeout),
     case find_link(Target, Timeout) of
         {ok, Link} -> spawned(py_link:spawn_call(Link, Request, remaining(Deadline)));
@@ -303,7 +363,7 @@ to_binary(Code) ->
 
 -spec call_request(name(), name(), [term()], options()) -> py_link:request().
 call_request(M, F, Args, Options) ->
-    ok = check_options(Options, [kwargs, timeout, binary]),
+    ok = check_options(Options, [kwargs, timeout, binary, key, idempotent]),
     Kwargs = maps:get(kwargs, Options, []),
     case Options of
         #{binary := Policy} -> {call, 0, M, F, Args, Kwargs, #{binary => Policy}};
@@ -315,7 +375,11 @@ call_request(M, F, Args, Options) ->
 timeout_of(Options, Default) ->
     maps:get(timeout, Options, Default).
 
--spec check_options(map(), [kwargs | timeout | binary]) -> ok.
+-spec how(options()) -> py_pool:how().
+how(Options) ->
+    maps:with([key, idempotent], Options).
+
+-spec check_options(map(), [atom()]) -> ok.
 check_options(Options, Known) ->
     Good = fun(Key, Value) -> lists:member(Key, Known) andalso is_option(Key, Value) end,
     case maps:size(maps:filter(Good, Options)) =:= map_size(Options) of
@@ -323,7 +387,9 @@ check_options(Options, Known) ->
         false -> error(badarg)
     end.
 
--spec is_option(kwargs | timeout | binary, term()) -> boolean().
+-spec is_option(atom(), term()) -> boolean().
 is_option(kwargs, Value) -> ?is_kwargs(Value);
 is_option(timeout, Value) -> ?is_timeout(Value);
-is_option(binary, Value) -> lists:member(Value, [auto, str, bytes]).
+is_option(binary, Value) -> lists:member(Value, [auto, str, bytes]);
+is_option(idempotent, Value) -> is_boolean(Value);
+is_option(key, _) -> true.

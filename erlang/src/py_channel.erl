@@ -106,9 +106,17 @@ make(Kind, Node, Options) ->
           end,
     Known = maps:without([owner, max_size], Options) =:= #{},
     case Known andalso is_integer(Max) andalso Max >= 0 andalso (is_pid(Owner) orelse Owner =:= none) of
-        true -> made(py_node:await_link(Node, ?CONNECT_MS), Kind, Node, Max, Owner);
+        true -> make_on(py_pool:resolve(Node, ?CONNECT_MS), Kind, Max, Owner);
         false -> error(badarg)
     end.
+
+%% A pool's channels are made on one of its members.
+-spec make_on({ok, node()} | {error, term()}, py_channel_link:kind(), non_neg_integer(),
+              pid() | none) -> {ok, channel()} | {error, term()}.
+make_on({ok, Node}, Kind, Max, Owner) ->
+    made(py_node:await_link(Node, ?CONNECT_MS), Kind, Node, Max, Owner);
+make_on({error, Reason}, _, _, _) ->
+    {error, Reason}.
 
 -spec made({ok, term()} | {error, term()}, py_channel_link:kind(), node(), non_neg_integer(),
            pid() | none) -> {ok, channel()} | {error, term()}.

@@ -14,7 +14,9 @@
 %%
 %% Bound. `admit/2` runs in the caller: two atomic counters say how many requests were issued and
 %% how many are finished, so an overloaded link refuses without being asked. The issue number is the
-%% request's id. A cast is finished when it has been sent, a call when it has been answered.
+%% request's id. A cast is finished when it has been sent, a call when it has been answered. The
+%% counters belong to py_node and serve one link after the other, so that a pool can read them
+%% without asking anybody; each link puts them level when it starts.
 %%
 %% Who dies, and what follows:
 %%   caller   Calls not answered within one or two sweeps (20 to 40 ms) have their caller monitored;
@@ -28,7 +30,7 @@
 %% calls the process hibernates.
 -module(py_link).
 
--export([new_table/0, claim/1, release/1, start_link/3, close/2, lost/2, serve/2,
+-export([new_table/0, new_counters/0, in_flight/1, claim/1, release/1, start_link/3, close/2, lost/2, serve/2,
          forget_link/1]).
 -export([find/1, owner/1, call/3, cast/2, spawn_call/3, await/2, forget/1]).
 -export([init/3, loop/1, carry/3]).
@@ -54,6 +56,7 @@
 -type kwargs() :: #{name() => term()} | [].
 -type options() :: #{
     keys := [key()],                % rows of the table that lead to this link
+    counters := atomics:atomics_ref(),
     max_in_flight := pos_integer(),
     settle := non_neg_integer()     % ms to wait for lost/2 to tell why the node went
 }.
@@ -108,6 +111,16 @@
 new_table() ->
     ?TABLE = ets:new(?TABLE, [named_table, public, {read_concurrency, true}]),
     ok.
+
+-spec new_counters() -> atomics:atomics_ref().
+new_counters() ->
+    atomics:new(2, [{signed, true}]).
+
+%% Requests admitted and not finished.
+-spec in_flight(atomics:atomics_ref()) -> integer().
+in_flight(Counters) ->
+    Finished = atomics:get(Counters, ?FINISHED),
+    atomics:get(Counters, ?ISSUED) - Finished.
 
 %% The link of a node that is up, or of the default node.
 -spec find(key() | term()) -> handle() | undefined.
@@ -292,9 +305,9 @@ serve(Link, Key) ->
     ok.
 
 -spec init(pid(), node(), options()) -> no_return().
-init(Parent, Node, #{keys := Keys, max_in_flight := Max, settle := Settle}) ->
+init(Parent, Node, #{keys := Keys, counters := Counters, max_in_flight := Max, settle := Settle}) ->
     process_flag(trap_exit, true),
-    Counters = atomics:new(2, [{signed, true}]),
+    ok = level(Counters),
     State = #link{parent = Parent,
                   node = Node,
                   target = {py, Node},
@@ -576,11 +589,15 @@ stop_timer(Timer) -> erlang:cancel_timer(Timer, [{async, true}, {info, false}]).
 rest(State = #link{counters = Counters}) ->
     case process_info(self(), message_queue_len) of
         {message_queue_len, 0} ->
-            atomics:put(Counters, ?FINISHED, atomics:get(Counters, ?ISSUED)),
+            ok = level(Counters),
             proc_lib:hibernate(?MODULE, loop, [State]);
         _ ->
             loop(State, #{})
     end.
+
+-spec level(atomics:atomics_ref()) -> ok.
+level(Counters) ->
+    atomics:put(Counters, ?FINISHED, atomics:get(Counters, ?ISSUED)).
 
 %% --- Control messages and the end -----------------------------------------------------------------
 

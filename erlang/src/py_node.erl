@@ -8,20 +8,24 @@
 %% Who asks for the link of a node that is connecting for the first time waits; who asks when the
 %% node is known to be down is told so at once. Dialling blocks, so a helper process does it.
 %%
+%% Who watches a node (see watch/2; a pool does) is sent {py_node, Node, {up, Link, Counters}} and
+%% {py_node, Node, {down, Why}}. A connection that only watchers asked for ends when the last of them
+%% has gone and nothing is in flight. A node that is watched is dialled at least once a second.
+%%
 %% A local node (see py_local) is given time to start: until `start_timeout` has passed a failed
 %% attempt is simply repeated, and py_local says through lost/2 when its process has ended.
 %%
-%% Events go to the function or module in the application environment's `event_handler`, called
-%% (handle_event/3 in a module) with [sidewinder, node, up | down], measurements and metadata.
+%% Events are [sidewinder, node, up | down]; see py_event.
 -module(py_node).
 -behaviour(gen_statem).
 
 -export([start/1, start/2, stop/1, connect/1, connect/2, child_spec/1, child_spec/2]).
--export([start_link/2, default/1, await_link/2, info/2, lost/2]).
+-export([start_link/2, default/1, await_link/2, info/2, lost/2, watch/2, unwatch/1,
+         is_node_name/1]).
 -export([init/1, callback_mode/0, terminate/3, connecting/3, up/3, down/3]).
 -export([dial_node/1]).
 
--export_type([options/0, info/0]).
+-export_type([options/0, info/0, news/0]).
 
 -include_lib("kernel/include/logger.hrl").
 
@@ -30,13 +34,18 @@
 -define(CONNECT_MS, 10000).
 -define(BACKOFF_MIN_MS, 100).
 -define(BACKOFF_MAX_MS, 10000).
+-define(BACKOFF_WATCHED_MS, 1000).
+-define(UNUSED_MS, 1000).
 -define(LOCAL_RETRY_MS, 25).
 -define(LOCAL_SETTLE_MS, 100).
 
 -type options() :: #{
     max_in_flight => pos_integer(),    % requests admitted and not finished; default 100000
-    local => pid()                     % py_local, when it runs the node
+    local => pid(),                    % py_local, when it runs the node
+    keep => boolean()                  % false: only for as long as it is watched
 }.
+%% What watchers are told; `connecting` only to begin with.
+-type news() :: connecting | {up, pid(), atomics:atomics_ref()} | {down, term()}.
 %% What the node said of itself in answer to hello.
 -type info() :: #{version := 1, atom() => term()}.
 
@@ -49,6 +58,9 @@
     hello :: undefined | gen_server:request_id(),
     info :: undefined | info(),
     link :: undefined | pid(),
+    counters = py_link:new_counters() :: atomics:atomics_ref(),  % of all its links
+    keep :: boolean(),                           % somebody asked for it who does not watch it
+    watchers = #{} :: #{pid() => reference()},
     dialling = [] :: [gen_statem:from()],        % who asked us to dial, and waits for the outcome
     since = erlang:monotonic_time() :: integer() % begin of the present state of affairs
 }).
@@ -62,6 +74,13 @@ start(Node) ->
 
 -spec start(node(), options()) -> {ok, pid()} | {error, term()}.
 start(Node, Options) when is_atom(Node), is_map(Options) ->
+    case find_or_start(Node, Options) of
+        {ok, Pid} -> gen_statem:cast(Pid, keep), {ok, Pid};
+        {error, Reason} -> {error, Reason}
+    end.
+
+-spec find_or_start(node(), options()) -> {ok, pid()} | {error, term()}.
+find_or_start(Node, Options) ->
     case {is_node_name(Node), py_link:owner(Node)} of
         {false, _} ->
             {error, {bad_target, Node}};
@@ -130,6 +149,20 @@ lost(Node, Why) ->
         Pid -> gen_statem:cast(Pid, {lost, Why})
     end.
 
+%% Has the calling process told how the node is, now and whenever that changes. The connection is
+%% started if need be, with these options.
+-spec watch(node(), options()) -> {ok, pid()} | {error, term()}.
+watch(Node, Options) ->
+    case find_or_start(Node, Options#{keep => false}) of
+        {ok, Pid} -> gen_statem:cast(Pid, {watch, self()}), {ok, Pid};
+        {error, Reason} -> {error, Reason}
+    end.
+
+%% Takes that back.
+-spec unwatch(pid()) -> ok.
+unwatch(Pid) ->
+    gen_statem:cast(Pid, {unwatch, self()}).
+
 -spec start_link(node(), options()) -> gen_statem:start_ret().
 start_link(Node, Options) ->
     gen_statem:start_link(?MODULE, {Node, Options}, []).
@@ -167,7 +200,10 @@ init({Node, Options}) ->
     case py_link:claim(Node) of
         ok ->
             ok = net_kernel:monitor_nodes(true, #{node_type => all}),
-            {ok, connecting, #data{node = Node, options = Options}};
+            Keep = maps:get(keep, Options, true),
+            % Started again after a crash it may find that nobody watches any more.
+            {ok, connecting, #data{node = Node, options = Options, keep = Keep},
+             {{timeout, unused}, ?CONNECT_MS, check}};
         {error, {already_started, Pid}} ->
             {stop, {already_started, Pid}}
     end.
@@ -191,6 +227,8 @@ connecting(info, {'DOWN', Ref, process, Pid, Reason}, Data = #data{helper = {Pid
     dialled(Reason, Data#data{helper = undefined});
 connecting(info, {nodeup, _, _}, _) ->
     keep_state_and_data;
+connecting(info, {'$watcher_down', _, _, _, _} = Down, Data) ->
+    common(info, Down, Data);
 connecting(info, Message, Data = #data{hello = Hello}) when Hello =/= undefined ->
     case gen_server:check_response(Message, Hello) of
         {reply, Reply} -> greeted(Reply, Data#data{hello = undefined});
@@ -212,6 +250,7 @@ connecting(Type, Event, Data) ->
 up(enter, _, Data = #data{options = Options, node = Node}) ->
     tell_local(Options, {py_node_up, Node}),
     event(up, Data, #{info => Data#data.info}),
+    tell_watchers(Data),
     ?LOG_INFO(#{what => "node up", node => Node}),
     Handle = py_link:find(Node),
     {keep_state, Data#data{why = undefined, attempt = 0, since = erlang:monotonic_time(),
@@ -243,6 +282,7 @@ down(enter, Before, Data = #data{why = {down, Why}, node = Node, attempt = Attem
     case Before =:= up orelse Attempt =:= 1 of
         true ->
             event(down, Data, #{reason => Why}),
+            tell_watchers(Data),
             ?LOG_NOTICE(#{what => "node down, dialling again", node => Node, reason => Why});
         false ->
             ok
@@ -263,10 +303,21 @@ down({call, From}, connect, Data = #data{dialling = Dialling}) ->
 down(Type, Event, Data) ->
     common(Type, Event, Data).
 
-%% What every state does alike: questions about a node that is down, and stray messages.
+%% What every state does alike: questions about a node that is down, watchers, and stray messages.
 -spec common(gen_statem:event_type(), term(), #data{}) -> result().
 common({call, From}, _, #data{why = {down, _} = Down}) ->
     {keep_state_and_data, {reply, From, {error, Down}}};
+common(cast, keep, Data) ->
+    {keep_state, Data#data{keep = true}};
+common(cast, {watch, Pid}, Data = #data{watchers = Watchers, node = Node}) ->
+    Pid ! {py_node, Node, news(Data)},
+    {keep_state, Data#data{watchers = add_watcher(Pid, Watchers)}};
+common(cast, {unwatch, Pid}, Data) ->
+    unwatched(Pid, Data);
+common(info, {'$watcher_down', _, process, Pid, _}, Data) ->
+    unwatched(Pid, Data);
+common({timeout, unused}, check, Data) ->
+    end_if_unused(Data);
 common(_, _, _) ->
     keep_state_and_data.
 
@@ -307,9 +358,10 @@ greeted(Reply, Data) ->
     failed({hello, Reply}, Data).
 
 -spec link_options(#data{}) -> py_link:options().
-link_options(#data{node = Node, options = Options}) ->
+link_options(#data{node = Node, options = Options, counters = Counters}) ->
     Default = application:get_env(sidewinder, max_in_flight, 100000),
     #{keys => [Node | ['$default' || is_default(Node, Options)]],
+      counters => Counters,
       max_in_flight => maps:get(max_in_flight, Options, Default),
       settle => case Options of #{local := _} -> ?LOCAL_SETTLE_MS; #{} -> 0 end}.
 
@@ -343,6 +395,45 @@ failed(Why, Data = #data{helper = Helper}) ->
     stop_helper(Helper),
     gone(Why, Data#data{helper = undefined}).
 
+-spec add_watcher(pid(), #{pid() => reference()}) -> #{pid() => reference()}.
+add_watcher(Pid, Watchers) when is_map_key(Pid, Watchers) ->
+    Watchers;
+add_watcher(Pid, Watchers) ->
+    Watchers#{Pid => erlang:monitor(process, Pid, [{tag, '$watcher_down'}])}.
+
+-spec unwatched(pid(), #data{}) -> result().
+unwatched(Pid, Data = #data{watchers = Watchers}) ->
+    case maps:take(Pid, Watchers) of
+        {Monitor, Others} ->
+            true = erlang:demonitor(Monitor, [flush]),
+            {keep_state, Data#data{watchers = Others}, {{timeout, unused}, ?UNUSED_MS, check}};
+        error ->
+            keep_state_and_data
+    end.
+
+%% Not at once: a watcher that crashed will be back. And not while something is in flight, which was
+%% admitted before the last watcher left or is asked of this node by name. Only another process can
+%% have the supervisor end this one.
+-spec end_if_unused(#data{}) -> result().
+end_if_unused(Data = #data{keep = Keep, watchers = Watchers}) when Keep; Watchers =/= #{} ->
+    {keep_state, Data};
+end_if_unused(Data = #data{link = Link, counters = Counters, node = Node}) ->
+    case is_pid(Link) andalso py_link:in_flight(Counters) > 0 of
+        true -> ok;
+        false -> _ = spawn(?MODULE, stop, [Node]), ok
+    end,
+    {keep_state, Data, {{timeout, unused}, ?UNUSED_MS, check}}.
+
+-spec tell_watchers(#data{}) -> ok.
+tell_watchers(Data = #data{watchers = Watchers, node = Node}) ->
+    News = news(Data),
+    maps:foreach(fun(Pid, _) -> Pid ! {py_node, Node, News} end, Watchers).
+
+-spec news(#data{}) -> news().
+news(#data{link = Link, counters = Counters}) when is_pid(Link) -> {up, Link, Counters};
+news(#data{why = undefined}) -> connecting;
+news(#data{why = Down}) -> Down.
+
 -spec stop_helper(undefined | {pid(), reference()}) -> ok.
 stop_helper(undefined) ->
     ok;
@@ -358,8 +449,9 @@ gone(Why, Data = #data{attempt = Attempt}) ->
 
 %% Doubles with every failure; between half and the whole of it, so that many do not dial at once.
 -spec backoff(#data{}) -> pos_integer().
-backoff(#data{attempt = Attempt}) ->
-    Full = min(?BACKOFF_MAX_MS, ?BACKOFF_MIN_MS bsl min(Attempt, 10)),
+backoff(#data{attempt = Attempt, watchers = Watchers}) ->
+    Max = case map_size(Watchers) of 0 -> ?BACKOFF_MAX_MS; _ -> ?BACKOFF_WATCHED_MS end,
+    Full = min(Max, ?BACKOFF_MIN_MS bsl min(Attempt, 10)),
     Full div 2 + rand:uniform(Full div 2).
 
 -spec close_link(undefined | pid(), term()) -> ok.
@@ -384,23 +476,4 @@ vsn() ->
 event(Name, #data{node = Node, since = Since}, Metadata) ->
     Measurements = #{system_time => erlang:system_time(),
                      duration => erlang:monotonic_time() - Since},
-    Handler = application:get_env(sidewinder, event_handler, undefined),
-    emit(Handler, [sidewinder, node, Name], Measurements, Metadata#{node => Node}).
-
--spec emit(term(), [atom()], map(), map()) -> ok.
-emit(undefined, _, _, _) ->
-    ok;
-emit(Handler, Event, Measurements, Metadata) ->
-    try handle(Handler, Event, Measurements, Metadata) of
-        _ -> ok
-    catch
-        Class:Reason:Stack ->
-            ?LOG_ERROR(#{what => "event handler failed", handler => Handler, event => Event,
-                         class => Class, reason => Reason, stack => Stack})
-    end.
-
--spec handle(fun((...) -> term()) | module(), [atom()], map(), map()) -> term().
-handle(Handler, Event, Measurements, Metadata) when is_function(Handler, 3) ->
-    Handler(Event, Measurements, Metadata);
-handle(Handler, Event, Measurements, Metadata) when is_atom(Handler) ->
-    Handler:handle_event(Event, Measurements, Metadata).
+    py_event:emit([sidewinder, node, Name], Measurements, Metadata#{node => Node}).

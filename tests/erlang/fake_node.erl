@@ -7,6 +7,7 @@
 %%   hang     no answer until the call is cancelled
 %%   late     {ok, late} after as many milliseconds as the first argument says
 %%   crash    the BEAM halts at once
+%%   place    {ok, node()}, or what the option `place` says
 -module(fake_node).
 
 -export([start/1, stop/0, log/0, batches/0, casts/0, cancelled/0]).
@@ -14,6 +15,7 @@
 
 -record(fake, {
     hello :: term(),                                  % the whole answer to hello, or `silent`
+    place :: term(),                                  % the result of `place`
     batches = [] :: [[tuple()]],                      % newest first
     casts = [] :: [tuple()],                          % newest first
     cancelled = [] :: [{integer(), integer()}],       % {Id, millisecond of the system's clock}
@@ -53,14 +55,15 @@ init(Starter, Options) ->
     register(py, self()),
     Starter ! {self(), ready},
     Info = #{version => 1, python => <<"3.11.2">>, workers => 4, node_version => <<"0">>},
-    loop(#fake{hello = maps:get(hello, Options, {ok, Info})}).
+    loop(#fake{hello = maps:get(hello, Options, {ok, Info}),
+               place = maps:get(place, Options, {ok, node()})}).
 
 -spec loop(#fake{}) -> no_return().
 loop(Fake = #fake{batches = Batches, log = Log}) ->
     receive
         {'$py_batch', Items} ->
             Fake1 = lists:foldl(fun note/2, Fake#fake{batches = [Items | Batches]}, Items),
-            reply(lists:append([perform(Item) || Item <- Items])),
+            reply([{Id, placed(Result, Fake)} || Item <- Items, {Id, Result} <- perform(Item)]),
             loop(Fake1);
         {'$gen_call', From, {hello, _} = Hello} ->
             greet(From, Fake#fake.hello),
@@ -106,9 +109,14 @@ perform({cancel, Id}) -> [{Id, {error, cancelled}}].
 -spec perform(atom() | binary(), integer(), atom() | binary(), term()) -> [{integer(), term()}].
 perform(echo, Id, _, Arguments) -> [{Id, {ok, Arguments}}];
 perform(result, Id, _, [Result]) -> [{Id, Result}];
+perform(place, Id, _, _) -> [{Id, place}];
 perform(hang, _, _, _) -> [];
 perform(late, Id, _, [Delay]) -> later(Delay, {Id, {ok, late}});
 perform(crash, _, _, _) -> erlang:halt(3, [{flush, false}]).
+
+-spec placed(term(), #fake{}) -> term().
+placed(place, #fake{place = Place}) -> Place;
+placed(Result, _) -> Result.
 
 -spec later(non_neg_integer(), {integer(), term()}) -> [].
 later(Delay, Reply) ->
