@@ -38,8 +38,6 @@ int each(State& state, Visit visit) {
                            &state.families,
                            &state.kinds,
                            &state.extract_stack,
-                           &state.stream_protocol_data,
-                           &state.stream_reader_feed,
                            &state.report_callback,
                            &state.report_slow,
                            &state.transport_repr,
@@ -71,6 +69,8 @@ int traverse(PyObject* module, visitproc visit, void* arg) {
   if (TlsState* tls = raw_state(module).tls; tls != nullptr) {
     if (const int status = tls_traverse(*tls, visit, arg)) return status;
   }
+  if (const int status = stream_reader_traverse(raw_state(module).stream_reader, visit, arg))
+    return status;
   return each(raw_state(module), [&](PyObject*& object) {
     Py_VISIT(object);
     return 0;
@@ -86,6 +86,7 @@ int clear(PyObject* module) {
     shared->leave(shared->loops);  // frees it if there is nobody else
   }
   if (state.tls != nullptr) tls_clear(*state.tls);
+  stream_reader_clear(state.stream_reader);
   return each(state, [](PyObject*& object) {
     Py_CLEAR(object);
     return 0;
@@ -120,9 +121,6 @@ void look_up(State& state) {
   state.families = from(glue, "FAMILIES");
   state.kinds = from(glue, "KINDS");
   state.extract_stack = from(py::import("asyncio.format_helpers"), "extract_stack");
-  state.stream_protocol_data =
-      from(py::attribute(asyncio.get(), "StreamReaderProtocol"), "data_received");
-  state.stream_reader_feed = from(py::attribute(asyncio.get(), "StreamReader"), "feed_data");
   state.report_callback = from(glue, "report_callback");
   state.report_slow = from(glue, "report_slow");
   state.report_fatal = from(glue, "report_fatal");
@@ -157,11 +155,13 @@ int execute(PyObject* module) {
     std::move(error).restore();
     return -1;
   }
+  if (stream_reader_exec(state.stream_reader) < 0) return -1;
   if (handle_exec(module, state) < 0) return -1;
   if (stream_exec(module, state) < 0) return -1;
   state.tls = new TlsState{};
   state.tls->native_transport = state.stream_type;
   state.tls->write_native = stream_write;
+  state.tls->stream_reader = &state.stream_reader;
   if (tls_exec(module, *state.tls) < 0) return -1;
   if (loop_exec(module, state) < 0) return -1;
   if (sockets_exec(module, state) < 0) return -1;

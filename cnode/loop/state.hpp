@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cnode/loop/stream_reader.hpp"
 #include "cnode/py/python.hpp"
 
 namespace loop {
@@ -17,7 +18,6 @@ namespace loop {
   X(_attach)                \
   X(_check_callback)        \
   X(_detach)                \
-  X(_stream_reader_wr)      \
   X(buffer_updated)         \
   X(call_exception_handler) \
   X(cancelled)              \
@@ -33,7 +33,6 @@ namespace loop {
   X(eof_received)           \
   X(error_received)         \
   X(exception)              \
-  X(feed_data)              \
   X(fileno)                 \
   X(get_buffer)             \
   X(getpeername)            \
@@ -104,20 +103,18 @@ struct State {
   PyObject* socket_family;     // the descriptors of its numbers
   PyObject* socket_kind;
   PyObject* socket_proto;
-  PyObject* families;              // _glue: members of socket.AddressFamily by number
-  PyObject* kinds;                 // _glue: members of socket.SocketKind by number
-  PyObject* extract_stack;         // asyncio.format_helpers.extract_stack
-  PyObject* stream_protocol_data;  // asyncio.StreamReaderProtocol.data_received
-  PyObject* stream_reader_feed;    // asyncio.StreamReader.feed_data
-  PyObject* report_callback;       // _glue: a callback raised
-  PyObject* report_slow;           // _glue: a callback took long
-  PyObject* transport_repr;        // _glue: repr of a transport
-  PyObject* unclosed;              // _glue: ResourceWarning of a transport
-  PyObject* report_fatal;          // _glue: a transport's fatal error
-  PyObject* note;                  // _glue: writes to the log
-  PyObject* warn_lost_writes;      // _glue: writes to a connection that is gone
-  PyObject* sendfile_try_native;   // asyncio.constants._SendfileMode.TRY_NATIVE
-  PyObject* call_callback_names;   // ("context",): the only keyword of call_soon and its like
+  PyObject* families;             // _glue: members of socket.AddressFamily by number
+  PyObject* kinds;                // _glue: members of socket.SocketKind by number
+  PyObject* extract_stack;        // asyncio.format_helpers.extract_stack
+  PyObject* report_callback;      // _glue: a callback raised
+  PyObject* report_slow;          // _glue: a callback took long
+  PyObject* transport_repr;       // _glue: repr of a transport
+  PyObject* unclosed;             // _glue: ResourceWarning of a transport
+  PyObject* report_fatal;         // _glue: a transport's fatal error
+  PyObject* note;                 // _glue: writes to the log
+  PyObject* warn_lost_writes;     // _glue: writes to a connection that is gone
+  PyObject* sendfile_try_native;  // asyncio.constants._SendfileMode.TRY_NATIVE
+  PyObject* call_callback_names;  // ("context",): the only keyword of call_soon and its like
   PyObject* empty_bytes;
 
 #define LOOP_DECLARE_NAME(name) PyObject* name;
@@ -125,6 +122,8 @@ struct State {
     LOOP_NAMES(LOOP_DECLARE_NAME)
   } names;
 #undef LOOP_DECLARE_NAME
+
+  StreamReaderState stream_reader;
 
   Shared* shared;
 

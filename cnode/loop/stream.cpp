@@ -235,54 +235,45 @@ int read_into_tls(Stream& stream) {
   return fatal(stream, "Fatal error: protocol.buffer_updated() call failed.");
 }
 
+// How much is waiting, if that is much and so was the last read; else 0, mostly without asking.
+std::size_t much_waits(const Stream& stream) {
+  if (stream.last_read < kLargeRead) return 0;
+  int waiting = 0;
+  if (ioctl(stream.fd, FIONREAD, &waiting) < 0) return 0;
+  const auto size = static_cast<std::size_t>(waiting);
+  return size < kLargeRead ? 0 : std::min<std::size_t>(size, Loop::kBufferSize);
+}
+
 // A bytes of what one recv gives; null with `count` telling why not (0: the end, -1: errno or an
 // exception).
 PyObject* receive(Stream& stream, ssize_t& count) {
-  if (stream.last_read >= kLargeRead) {
-    int waiting = 0;
-    if (ioctl(stream.fd, FIONREAD, &waiting) == 0 &&
-        static_cast<std::size_t>(waiting) >= kLargeRead) {
-      const auto size = static_cast<Py_ssize_t>(
-          std::min<std::size_t>(static_cast<std::size_t>(waiting), Loop::kBufferSize));
-      PyObject* data = PyBytes_FromStringAndSize(nullptr, size);
-      if (data == nullptr) {
-        count = -1;
-        return nullptr;
-      }
-      count = recv(stream.fd, PyBytes_AS_STRING(data), static_cast<std::size_t>(size), 0);
-      if (count > 0) {
-        if (count != size) _PyBytes_Resize(&data, count);
-        return data;
-      }
-      const int error = errno;
-      Py_DECREF(data);
-      errno = error;
-      return nullptr;
-    }
+  const std::size_t waiting = much_waits(stream);
+  if (waiting == 0) {
+    char* buffer = stream.loop->buffer();
+    count = recv(stream.fd, buffer, Loop::kBufferSize, 0);
+    return count <= 0 ? nullptr : PyBytes_FromStringAndSize(buffer, count);
   }
-  char* buffer = stream.loop->buffer();
-  count = recv(stream.fd, buffer, Loop::kBufferSize, 0);
-  if (count <= 0) return nullptr;
-  return PyBytes_FromStringAndSize(buffer, count);
+  const auto size = static_cast<Py_ssize_t>(waiting);
+  PyObject* data = PyBytes_FromStringAndSize(nullptr, size);
+  count = -1;
+  if (data == nullptr) return nullptr;
+  count = recv(stream.fd, PyBytes_AS_STRING(data), waiting, 0);
+  if (count > 0) {
+    if (count != size) _PyBytes_Resize(&data, count);
+    return data;
+  }
+  const int error = errno;
+  Py_DECREF(data);
+  errno = error;
+  return nullptr;
 }
 
-int feed(Stream& stream, PyObject* data) {
-  State::Names& names = stream.state().names;
-  if (stream.stream_protocol) {
-    // What StreamReaderProtocol.data_received does, without its frames: the reader is behind a weak
-    // reference.
-    PyObject* weak = PyObject_GetAttr(stream.protocol, names._stream_reader_wr);
-    if (weak == nullptr) return -1;
-    PyObject* reader = PyWeakref_CheckRef(weak) ? PyObject_CallNoArgs(weak) : Py_NewRef(Py_None);
-    Py_DECREF(weak);
-    if (reader == nullptr) return -1;
-    PyObject* done = reader == Py_None ? Py_NewRef(Py_None)
-                                       : PyObject_CallMethodOneArg(reader, names.feed_data, data);
-    Py_DECREF(reader);
-    Py_XDECREF(done);
-    return done == nullptr ? -1 : 0;
-  }
-  PyObject* done = PyObject_CallMethodOneArg(stream.protocol, names.data_received, data);
+const char* const kNoData = "Fatal error: protocol.data_received() call failed.";
+const char* const kNoRead = "Fatal read error on socket transport";
+
+int data_received(Stream& stream, PyObject* data) {
+  PyObject* done =
+      PyObject_CallMethodOneArg(stream.protocol, stream.state().names.data_received, data);
   Py_XDECREF(done);
   return done == nullptr ? -1 : 0;
 }
@@ -291,14 +282,46 @@ int read_data(Stream& stream) {
   ssize_t count = 0;
   PyObject* data = receive(stream, count);
   if (data == nullptr) {
-    if (PyErr_Occurred() != nullptr) return fatal(stream, "Fatal read error on socket transport");
+    if (PyErr_Occurred() != nullptr) return fatal(stream, kNoRead);
     if (count == 0) return end_of_stream(stream);
-    return try_again() ? 0 : fatal_errno(stream, "Fatal read error on socket transport");
+    return try_again() ? 0 : fatal_errno(stream, kNoRead);
   }
   stream.last_read = static_cast<std::size_t>(count);
-  const int status = feed(stream, data);
+  int status = -1;
+  if (stream.stream_protocol) {
+    StreamReaderFeed feed(stream.state().stream_reader);
+    if (feed.find(stream.protocol) == 0) status = feed.give(data);
+  } else {
+    status = data_received(stream, data);
+  }
   Py_DECREF(data);
-  return status == 0 ? 0 : fatal(stream, "Fatal error: protocol.data_received() call failed.");
+  return status == 0 ? 0 : fatal(stream, kNoData);
+}
+
+// Into the buffer of asyncio's StreamReader: straight there if much waits, else by way of the
+// loop's buffer, since a bytearray that shrinks by more than half is copied.
+int read_into_reader(Stream& stream) {
+  StreamReaderFeed feed(stream.state().stream_reader);
+  if (feed.find(stream.protocol) < 0) return fatal(stream, kNoData);
+  if (!feed.takes_memory()) return read_data(stream);
+  const std::size_t waiting = much_waits(stream);
+  char* place = waiting > 0 ? feed.room(waiting) : stream.loop->buffer();
+  if (place == nullptr) return fatal(stream, kNoData);
+  const ssize_t count = recv(stream.fd, place, waiting > 0 ? waiting : Loop::kBufferSize, 0);
+  if (count <= 0) {
+    const int error = errno;
+    if (waiting > 0 && feed.fed(0) < 0) return fatal(stream, kNoData);
+    errno = error;
+    if (count == 0) return end_of_stream(stream);
+    return try_again() ? 0 : fatal_errno(stream, kNoRead);
+  }
+  stream.last_read = static_cast<std::size_t>(count);
+  if (waiting == 0) {
+    char* end = feed.room(stream.last_read);
+    if (end == nullptr) return fatal(stream, kNoData);
+    std::memcpy(end, place, stream.last_read);
+  }
+  return feed.fed(stream.last_read) == 0 ? 0 : fatal(stream, kNoData);
 }
 
 int read_job(Loop&, PyObject* self) {
@@ -306,7 +329,8 @@ int read_job(Loop&, PyObject* self) {
   if (stream.lost != 0 || stream.closing || stream.paused) return 0;
   const Entered entered(stream.context);
   if (stream.tls_protocol) return read_into_tls(stream);
-  return stream.buffered_protocol ? read_into_protocol(stream) : read_data(stream);
+  if (stream.buffered_protocol) return read_into_protocol(stream);
+  return stream.stream_protocol ? read_into_reader(stream) : read_data(stream);
 }
 
 // --- writing
@@ -708,13 +732,9 @@ PyObject* is_reading(PyObject* self, PyObject*) {
 int take_protocol(Stream& stream, PyObject* protocol) {
   const int buffered = PyObject_IsInstance(protocol, stream.state().buffered_class);
   if (buffered < 0) return -1;
-  PyObject* method = PyObject_GetAttr(reinterpret_cast<PyObject*>(Py_TYPE(protocol)),
-                                      stream.state().names.data_received);
-  if (method == nullptr) PyErr_Clear();
   stream.buffered_protocol = buffered != 0;
   stream.tls_protocol = tls_takes_bytes(*stream.state().tls, protocol);
-  stream.stream_protocol = method == stream.state().stream_protocol_data;
-  Py_XDECREF(method);
+  stream.stream_protocol = is_stream_protocol(stream.state().stream_reader, protocol);
   Py_XSETREF(stream.protocol, Py_NewRef(protocol));
   return 0;
 }

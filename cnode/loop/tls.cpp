@@ -325,8 +325,6 @@ void look_up(TlsState& state) {
   state.constants = py::import("asyncio.constants").release();
   state.create_context = from(sslproto, "_create_transport_context");
   state.logger = from(log, "logger");
-  state.stream_data_received =
-      from(py::attribute(asyncio.get(), "StreamReaderProtocol"), "data_received");
   state.protocol_states = members("SSLProtocolState");
   state.application_states = members("AppProtocolState");
   state.call_weakly = py::check(PyCFunction_New(&g_call_weakly, nullptr)).release();

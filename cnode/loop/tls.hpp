@@ -13,30 +13,30 @@
 #include <cstddef>
 
 #include "cnode/loop/libssl.hpp"
+#include "cnode/loop/stream_reader.hpp"
 
 namespace loop {
 
 // Python objects that TLS calls or compares with, looked up once.
-#define LOOP_TLS_OBJECTS(X)                                                   \
-  X(again)                /* (SSLWantReadError, SSLSyscallError) */           \
-  X(buffered_protocol)    /* asyncio.BufferedProtocol */                      \
-  X(call_weakly)          /* call_weakly(weak reference, name of a method) */ \
-  X(cancelled_error)      /* asyncio.CancelledError */                        \
-  X(certificate_error)    /* ssl.CertificateError */                          \
-  X(constants)            /* asyncio.constants */                             \
-  X(create_context)       /* asyncio.sslproto._create_transport_context */    \
-  X(debug_arguments)      /* ("exc_info",) */                                 \
-  X(logger)               /* asyncio.log.logger */                            \
-  X(memory_bio)           /* ssl.MemoryBIO; null if there is no ssl module */ \
-  X(protocol_states)      /* asyncio.sslproto.SSLProtocolState, in order */   \
-  X(application_states)   /* asyncio.sslproto.AppProtocolState, in order */   \
-  X(ssl_error)            /* ssl.SSLError */                                  \
-  X(ssl_object)           /* ssl.SSLObject */                                 \
-  X(ssl_object_read)      /* ssl.SSLObject.read */                            \
-  X(ssl_object_write)     /* ssl.SSLObject.write */                           \
-  X(stream_data_received) /* asyncio.StreamReaderProtocol.data_received */    \
-  X(timeout_error)        /* asyncio.TimeoutError */                          \
-  X(wrap_arguments)       /* ("server_side", "server_hostname") */
+#define LOOP_TLS_OBJECTS(X)                                                 \
+  X(again)              /* (SSLWantReadError, SSLSyscallError) */           \
+  X(buffered_protocol)  /* asyncio.BufferedProtocol */                      \
+  X(call_weakly)        /* call_weakly(weak reference, name of a method) */ \
+  X(cancelled_error)    /* asyncio.CancelledError */                        \
+  X(certificate_error)  /* ssl.CertificateError */                          \
+  X(constants)          /* asyncio.constants */                             \
+  X(create_context)     /* asyncio.sslproto._create_transport_context */    \
+  X(debug_arguments)    /* ("exc_info",) */                                 \
+  X(logger)             /* asyncio.log.logger */                            \
+  X(memory_bio)         /* ssl.MemoryBIO; null if there is no ssl module */ \
+  X(protocol_states)    /* asyncio.sslproto.SSLProtocolState, in order */   \
+  X(application_states) /* asyncio.sslproto.AppProtocolState, in order */   \
+  X(ssl_error)          /* ssl.SSLError */                                  \
+  X(ssl_object)         /* ssl.SSLObject */                                 \
+  X(ssl_object_read)    /* ssl.SSLObject.read */                            \
+  X(ssl_object_write)   /* ssl.SSLObject.write */                           \
+  X(timeout_error)      /* asyncio.TimeoutError */                          \
+  X(wrap_arguments)     /* ("server_side", "server_hostname") */
 
 // Interned names: for each NAME a member `NAME`, whose text is the same.
 #define LOOP_TLS_NAMES(X)     \
@@ -49,7 +49,6 @@ namespace loop {
   X(_loop)                    \
   X(_resume)                  \
   X(_sslobj)                  \
-  X(_stream_reader_wr)        \
   X(abort)                    \
   X(buffer_updated)           \
   X(call_exception_handler)   \
@@ -67,7 +66,6 @@ namespace loop {
   X(do_handshake)             \
   X(eof_received)             \
   X(exception)                \
-  X(feed_data)                \
   X(get_buffer)               \
   X(get_debug)                \
   X(get_extra_info)           \
@@ -101,6 +99,7 @@ struct TlsState {
   PyTypeObject* transport_type;
   const LibSsl* library;  // null where OpenSSL is reached through Python alone
   Scratch scratch;
+  const StreamReaderState* stream_reader;  // the module's
   // Set by whoever has them: the type of the native transport, and a call that writes to one of
   // these what lies in memory that is good for the time of the call. -1 with an exception set.
   PyTypeObject* native_transport;  // borrowed

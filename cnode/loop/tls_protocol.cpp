@@ -128,10 +128,7 @@ void TlsProtocol::set_application(PyObject* protocol) {
     get_buffer = py::check(PyObject_GetAttr(protocol, state_.names.get_buffer));
     buffer_updated = py::check(PyObject_GetAttr(protocol, state_.names.buffer_updated));
   }
-  const py::Ref received = py::Ref::steal(PyObject_GetAttr(protocol, state_.names.data_received));
-  if (!received) PyErr_Clear();  // a BufferedProtocol has none
-  stream_ = received && PyMethod_Check(received.get()) != 0 &&
-            PyMethod_GET_FUNCTION(received.get()) == state_.stream_data_received;
+  stream_ = is_stream_protocol(*state_.stream_reader, protocol);
   application_ = py::Ref::borrow(protocol);
   get_buffer_ = std::move(get_buffer);
   buffer_updated_ = std::move(buffer_updated);
@@ -727,13 +724,9 @@ void TlsProtocol::deliver(PyObject* data) {
     call_method(application.get(), state_.names.data_received, data);
     return;
   }
-  // What StreamReaderProtocol.data_received does, without its frames: the reader is behind a weak
-  // reference.
-  const py::Ref weak =
-      py::check(PyObject_GetAttr(application.get(), state_.names._stream_reader_wr));
-  if (weak.get() == Py_None) return;
-  const py::Ref reader = py::check(PyObject_CallNoArgs(weak.get()));
-  if (reader.get() != Py_None) call_method(reader.get(), state_.names.feed_data, data);
+  StreamReaderFeed feed(*state_.stream_reader);
+  py::check_status(feed.find(application.get()));
+  py::check_status(feed.give(data));
 }
 
 void TlsProtocol::read_buffered(End& end) {

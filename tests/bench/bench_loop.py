@@ -190,9 +190,7 @@ GROUPS: dict[str, tuple[Group, ...]] = {
         ),
     ),
     "tcp": (Group("protocol", echoes("TCP protocol", "tcp", AT_THE_FLOOR), "tcp"),),
-    "buffered": (
-        Group("buffered", echoes("TCP buffered", "tcp", AT_THE_FLOOR), "tcp"),
-    ),
+    "buffered": (Group("buffered", echoes("TCP buffered", "tcp", AT_THE_FLOOR), "tcp"),),
     "streams": (Group("streams", echoes("TCP streams", "tcp", STREAMS)),),
     "sockets": (Group("sockets", echoes("sock_recv/sendall", "tcp", SOCKETS)),),
     "churn": (
@@ -330,9 +328,7 @@ class Contest:
         kind = group.rows[0].what
         self.load(
             server,
-            Row(
-                "warm-up", "tcp" if kind == "hold" else kind, Goals(), WARM_UP, 2, 1024
-            ),
+            Row("warm-up", "tcp" if kind == "hold" else kind, Goals(), WARM_UP, 2, 1024),
         )
 
     def operation(self, program: Program, row: Row) -> Values:
@@ -353,9 +349,7 @@ class Contest:
             str(server.program.pid),
         ]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PATIENCE
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             raise server.program.fail("the clients did not end") from None
         if done.returncode != 0:
@@ -372,9 +366,7 @@ class Contest:
 
     def measure(self, group: Group) -> dict[Row, Results]:
         """Rows that differ only in what they are judged by share their measurements."""
-        measured: dict[tuple[str, int, int], Results] = {
-            row.key: {} for row in group.rows
-        }
+        measured: dict[tuple[str, int, int], Results] = {row.key: {} for row in group.rows}
         distinct = {row.key: row for row in group.rows}.values()
         for turn in range(self.scale.rounds):
             with self.servers(group) as servers:
@@ -498,9 +490,7 @@ def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
         names = text.split(",")
         unknown = [name for name in names if name not in allowed]
         if unknown:
-            raise argparse.ArgumentTypeError(
-                f"{unknown[0]} is none of {', '.join(allowed)}"
-            )
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(allowed)}")
         return names
 
     return read
@@ -538,12 +528,8 @@ def prepare() -> None:
 def run(quick: bool, groups: Sequence[str], loops: Sequence[str]) -> None:
     prepare()
     python = str(VENV / "bin/python")
-    version = (
-        "import uvloop, uvicorn, ssl; print('uvloop', uvloop.__version__, end=', ')"
-    )
-    version += (
-        "; print('uvicorn', uvicorn.__version__, end=', '); print(ssl.OPENSSL_VERSION)"
-    )
+    version = "import uvloop, uvicorn, ssl; print('uvloop', uvloop.__version__, end=', ')"
+    version += "; print('uvicorn', uvicorn.__version__, end=', '); print(ssl.OPENSSL_VERSION)"
     print(f"loop: beside {first_line(python, '-c', version)}")
     heads = (
         "ours",

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any
+
+PACKAGES = Path(__file__).resolve().parents[2] / "python"
 
 SCRIPT = """
 import asyncio, os, socket, threading
@@ -126,6 +130,8 @@ def main() -> int:
     if module is None:
         print("this Python has no interpreters with a GIL of their own")
         return 3
+    if importlib.util.find_spec("erlang_loop") is None:
+        sys.path.insert(0, str(PACKAGES))
     complaints: list[str] = []
     in_main(complaints)
     before = len(os.listdir("/proc/self/fd"))
