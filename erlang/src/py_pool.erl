@@ -35,6 +35,7 @@
 -include("py_pool.hrl").
 
 -define(PICK_MS, 30000).
+-define(LOOKS, 16).
 -define(is_interval(X), (is_integer(X) andalso X > 0)).
 
 -type name() :: atom().    % without an @, which names of nodes have
@@ -96,7 +97,7 @@ remove(Name, Node) when is_atom(Name), is_atom(Node) ->
 members(Name) when is_atom(Name) ->
     case find(Name) of
         undefined -> [];
-        View -> [Node || #slot{node = Node} <- open(View, [])]
+        #view{slots = Slots} -> [Slot#slot.node || Slot <- tuple_to_list(Slots), is_open(Slot, [])]
     end.
 
 %% All members: how they are and since when (system time, ms), what was asked of them and what failed.
@@ -322,26 +323,21 @@ remaining(Deadline) -> max(0, Deadline - erlang:monotonic_time(millisecond)).
 %% --- Choosing a member ----------------------------------------------------------------------------
 
 -spec choose(view(), how(), [node()]) -> #slot{} | none.
-choose(View, How, Tried) ->
-    case open(View, Tried) of
+choose(#view{slots = Slots}, #{key := Key}, Tried) ->
+    hashed(Slots, Key, Tried);
+choose(#view{slots = Slots, routing = hash}, _, Tried) ->
+    hashed(Slots, self(), Tried);
+choose(View, _, Tried) ->
+    case open(View, Tried, ?LOOKS) of
         [] -> none;
         [Slot] -> Slot;
-        Slots -> choose_from(Slots, View, How, Tried)
+        Slots -> choose_from(Slots, View, Tried)
     end.
 
--spec open(view(), [node()]) -> [#slot{}].
-open(#view{slots = Slots}, Tried) ->
-    [Slot || Slot = #slot{gate = Gate, node = Node} <- Slots,
-             atomics:get(Gate, 1) =:= ?OPEN, not lists:member(Node, Tried)].
-
--spec choose_from([#slot{}, ...], view(), how(), [node()]) -> #slot{}.
-choose_from(Slots, _, #{key := Key}, _) ->
-    hashed(Slots, Key);
-choose_from(Slots, #view{routing = hash}, _, _) ->
-    hashed(Slots, self());
-choose_from(Slots, #view{routing = round_robin, turns = Turns}, _, Tried) ->
+-spec choose_from([#slot{}, ...], view(), [node()]) -> #slot{}.
+choose_from(Slots, #view{routing = round_robin, turns = Turns}, Tried) ->
     lists:nth(turn(Turns, Tried, length(Slots)) + 1, Slots);
-choose_from([First | Others], #view{turns = Turns}, _, Tried) ->
+choose_from([First | Others], #view{turns = Turns}, Tried) ->
     Skipped = turn(Turns, Tried, length(Others) + 1),
     least_loaded(Others, First, py_link:in_flight(First#slot.load), Skipped).
 
@@ -349,6 +345,31 @@ choose_from([First | Others], #view{turns = Turns}, _, Tried) ->
 -spec turn(atomics:atomics_ref(), [node()], pos_integer()) -> non_neg_integer().
 turn(Turns, [], Length) -> atomics:add_get(Turns, 1, 1) rem Length;
 turn(Turns, _, Length) -> atomics:add_get(Turns, 2, 1) rem Length.
+
+%% Members that take calls and have not been tried. Of a pool too large to look at all of them for
+%% each call, some, and others the next time.
+-spec open(view(), [node()], pos_integer()) -> [#slot{}].
+open(#view{slots = Slots}, Tried, Most) when tuple_size(Slots) =< Most ->
+    open_from(1, tuple_size(Slots), Most, Slots, Tried);
+open(#view{slots = Slots, turns = Turns}, Tried, Most) ->
+    First = atomics:get(Turns, 1) rem tuple_size(Slots) + 1,
+    open_from(First, tuple_size(Slots), Most, Slots, Tried).
+
+-spec open_from(pos_integer(), non_neg_integer(), non_neg_integer(), tuple(), [node()]) -> [#slot{}].
+open_from(_, Left, Most, _, _) when Left =:= 0; Most =:= 0 ->
+    [];
+open_from(N, Left, Most, Slots, Tried) when N > tuple_size(Slots) ->
+    open_from(1, Left, Most, Slots, Tried);
+open_from(N, Left, Most, Slots, Tried) ->
+    Slot = element(N, Slots),
+    case is_open(Slot, Tried) of
+        true -> [Slot | open_from(N + 1, Left - 1, Most - 1, Slots, Tried)];
+        false -> open_from(N + 1, Left - 1, Most, Slots, Tried)
+    end.
+
+-spec is_open(#slot{}, [node()]) -> boolean().
+is_open(#slot{gate = Gate, node = Node}, Tried) ->
+    atomics:get(Gate, 1) =:= ?OPEN andalso not lists:member(Node, Tried).
 
 %% Among equals the choice goes round: the first of them after those that are to be skipped.
 -spec least_loaded([#slot{}], #slot{}, integer(), integer()) -> #slot{}.
@@ -364,11 +385,21 @@ least_loaded([Slot | Slots], Best, Least, Skipped) ->
 
 %% Rendezvous: each member draws a number from the key, the highest wins. Who loses a member asks the
 %% next highest, so only the keys of that member move, and every BEAM comes to the same member.
--spec hashed([#slot{}, ...], term()) -> #slot{}.
-hashed(Slots, Key) ->
-    Hash = erlang:phash2(Key, 1 bsl 32),
-    {_, Slot} = lists:max([{mix(Hash bxor Slot#slot.seed), Slot} || Slot <- Slots]),
-    Slot.
+-spec hashed(tuple(), term(), [node()]) -> #slot{} | none.
+hashed(Slots, Key, Tried) ->
+    hashed(tuple_size(Slots), Slots, erlang:phash2(Key, 1 bsl 32), Tried, -1, none).
+
+-spec hashed(non_neg_integer(), tuple(), non_neg_integer(), [node()], integer(), #slot{} | none) ->
+    #slot{} | none.
+hashed(0, _, _, _, _, Best) ->
+    Best;
+hashed(N, Slots, Hash, Tried, Highest, Best) ->
+    Slot = element(N, Slots),
+    Number = mix(Hash bxor Slot#slot.seed),
+    case Number > Highest andalso is_open(Slot, Tried) of
+        true -> hashed(N - 1, Slots, Hash, Tried, Number, Slot);
+        false -> hashed(N - 1, Slots, Hash, Tried, Highest, Best)
+    end.
 
 %% 32 bits well stirred; no product leaves the range of small integers.
 -spec mix(non_neg_integer()) -> non_neg_integer().

@@ -20,5 +20,5 @@
     routing :: py_pool:routing(),
     retries :: non_neg_integer(),
     turns :: atomics:atomics_ref(),           % counts choices: of new calls, of those that move on
-    slots = [] :: [#slot{}]
+    slots :: tuple()                          % of #slot{}, ordered by node
 }).

@@ -233,7 +233,7 @@ publish(#pool{name = Name, options = Options, turns = Turns, members = Members})
                                            routing = maps:get(routing, Options, least_loaded),
                                            retries = maps:get(retries, Options, 2),
                                            turns = Turns,
-                                           slots = lists:keysort(#slot.node, Slots)}).
+                                           slots = list_to_tuple(lists:keysort(#slot.node, Slots))}).
 
 %% --- Who is a member ------------------------------------------------------------------------------
 
