@@ -17,6 +17,7 @@ all() ->
      the_erlang_of_the_calls_page_comes_to_what_it_says,
      the_elixir_of_the_calls_page_comes_to_what_it_says,
      the_event_loop_of_the_erlang_page_comes_to_what_it_says,
+     the_erlang_of_the_pools_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -80,6 +81,13 @@ the_event_loop_of_the_erlang_page_comes_to_what_it_says(Config) ->
     ok = erlang_steps(Context, Name, blocks_of(hd(re:split(Section, "^## ", [multiline])), "erlang"), 9),
     ok = sw_e2e:stop_node(Node).
 
+the_erlang_of_the_pools_page_comes_to_what_it_says(Config) ->
+    Context = sw_e2e:context(Config),
+    Nodes = [#{name := First} | _] = [node_with_modules(Context, "docs/pools.md", ["work"]) || _ <- [1, 2, 3]],
+    Names = [Name || #{name := Name} <- Nodes],
+    ok = erlang_steps(Context, First, blocks("docs/pools.md", "erlang"), 9, [{'Nodes', Names}]),
+    [ok = sw_e2e:stop_node(Node) || Node <- Nodes].
+
 %% A node that has the page's Python blocks for modules: the last name all that are left.
 node_with_modules(Context = #{directory := Directory}, Page, Names) ->
     write_modules(Directory, Names, blocks(Page, "python")),
@@ -99,6 +107,9 @@ erlang_of_a_page(Config, Page, Names, AtLeast) ->
 
 %% The lines of these blocks, in a BEAM with the application whose default node is that one.
 erlang_steps(Context, Name, Blocks, AtLeast) ->
+    erlang_steps(Context, Name, Blocks, AtLeast, [{'Node', Name}]).
+
+erlang_steps(Context, Name, Blocks, AtLeast, Bound) ->
     Beam = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py))]}),
     Steps = lists:append([steps(Lines) || Lines <- Blocks]),
     ?assert(length(Steps) >= AtLeast),
@@ -107,7 +118,7 @@ erlang_steps(Context, Name, Blocks, AtLeast) ->
         ok = application:set_env(sidewinder, default_node, Name),
         {ok, _} = application:ensure_all_started(sidewinder),
         ok = stock_sup(),
-        evaluate(Steps, [{'Node', Name}])
+        evaluate(Steps, Bound)
     end, 60000)),
     ok = sw_e2e:stop_beam(Beam).
 

@@ -3,6 +3,7 @@
 -module(py_pool_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
+-include_lib("sidewinder/src/py_pool.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -compile([export_all, nowarn_export_all]).
@@ -18,6 +19,7 @@ all() ->
      keys_spread_evenly,
      the_loss_of_a_node_moves_its_keys_alone_and_its_return_brings_them_back,
      hashed_routing_without_a_key_keeps_a_process_at_its_node,
+     a_large_pool_asks_all_of_its_members_though_never_all_at_once,
      an_overloaded_node_is_passed_over,
      a_full_link_is_passed_over,
      when_all_are_overloaded_the_call_is,
@@ -189,6 +191,34 @@ hashed_routing_without_a_key_keeps_a_process_at_its_node(Config) ->
     end),
     ?assertEqual([], [Several || [_, _ | _] = Several <- Places]),
     ?assertEqual(3, length(lists:usort(Places))).
+
+%% The choice alone, among members that need not exist.
+a_large_pool_asks_all_of_its_members_though_never_all_at_once(Config) ->
+    Member = fun(N) ->
+        Gate = atomics:new(1, []),
+        ok = atomics:put(Gate, 1, case N rem 4 of 0 -> ?SHUT; _ -> ?OPEN end),
+        #slot{node = list_to_atom("py@" ++ integer_to_list(N)), seed = erlang:phash2(N, 1 bsl 32), gate = Gate,
+              load = py_link:new_counters(), counts = counters:new(2, [])}
+    end,
+    Results = client(Config, fun() ->
+        View = #view{name = large, retries = 2, routing = least_loaded, turns = atomics:new(2, []),
+                     slots = list_to_tuple([Member(N) || N <- lists:seq(100, 199)])},
+        [begin
+             ok = persistent_term:put(?VIEW(large), View#view{routing = Routing}),
+             Picked = [begin {ok, Node} = py_pool:pick(large), Node end || _ <- lists:seq(1, 7500)],
+             Keyed = [begin {ok, Node} = py_pool:pick(large, N), Node end || N <- lists:seq(1, 7500)],
+             true = persistent_term:erase(?VIEW(large)),
+             {counted(Picked), counted(Keyed)}
+         end || Routing <- [least_loaded, round_robin]]
+    end),
+    [begin
+         ?assertEqual(75, length(Counts)),
+         ?assert(lists:min(Counts) > 40 andalso lists:max(Counts) < 200, Counts)
+     end || {Picked, Keyed} <- Results, Counts <- [Picked, Keyed]].
+
+counted(Things) ->
+    maps:values(lists:foldl(fun(Thing, Counts) -> maps:update_with(Thing, fun(N) -> N + 1 end, 1, Counts) end,
+                            #{}, Things)).
 
 %% --- Refusals ---------------------------------------------------------------------------------------
 
