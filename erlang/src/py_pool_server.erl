@@ -53,7 +53,7 @@
     node :: node(),
     health = connecting :: health(),
     reason :: term(),
-    since = erlang:system_time(millisecond) :: integer(),
+    since = erlang:monotonic_time() :: integer(),
     watched :: undefined | {pid(), reference()},    % its py_node
     link :: undefined | pid(),
     slot :: #slot{} | undefined                     % undefined until it is first up
@@ -315,9 +315,8 @@ changed(Health, Reason, Member = #member{health = Health, node = Node}, State) -
     State#pool{members = (State#pool.members)#{Node => Member#member{reason = Reason}}};
 changed(Health, Reason, Member = #member{node = Node, since = Since}, State) ->
     ok = gate(case Health of up -> ?OPEN; _ -> ?SHUT end, Member),
-    Now = erlang:system_time(millisecond),
-    Duration = erlang:convert_time_unit(Now - Since, millisecond, native),
-    event(Health, Node, #{duration => Duration}, #{reason => Reason}, State),
+    Now = erlang:monotonic_time(),
+    event(Health, Node, #{duration => Now - Since}, #{reason => Reason}, State),
     Member1 = Member#member{health = Health, reason = Reason, since = Now},
     State#pool{members = (State#pool.members)#{Node => Member1}}.
 
@@ -370,10 +369,20 @@ nodes_in(_) ->
 
 %% --- Members from nodes(hidden) -------------------------------------------------------------------
 
-%% A glob as a question: * is any text, ? any character, everything else itself.
+%% A glob as a question: * is any text, ? any character, everything else itself. A function of the
+%% user's own that fails says no.
 -spec matcher(binary() | string() | fun((node()) -> boolean())) -> fun((node()) -> boolean()).
 matcher(Matches) when is_function(Matches, 1) ->
-    fun(Node) -> Matches(Node) =:= true end;
+    fun(Node) ->
+        try
+            Matches(Node) =:= true
+        catch
+            Class:Reason:Stack ->
+                ?LOG_ERROR(#{what => "pattern of a pool failed", node => Node, class => Class,
+                             reason => Reason, stack => Stack}),
+                false
+        end
+    end;
 matcher(Glob) ->
     Expression = [expression(Character) || Character <- unicode:characters_to_list(Glob)],
     {ok, Compiled} = re:compile(["^", Expression, "$"], [unicode, dollar_endonly]),
@@ -428,7 +437,8 @@ info(#pool{name = Name, options = Options, members = Members}) ->
 member_info(#member{node = Node, health = Health, reason = Reason, since = Since, link = Link,
                     slot = Slot}) ->
     {Calls, Failures} = counts(Slot),
-    #{node => Node, state => Health, reason => Reason, since => Since,
+    #{node => Node, state => Health, reason => Reason,
+      since => erlang:convert_time_unit(Since + erlang:time_offset(), native, millisecond),
       in_flight => in_flight(Link, Slot), calls => Calls, failures => Failures}.
 
 -spec counts(#slot{} | undefined) -> {non_neg_integer(), non_neg_integer()}.

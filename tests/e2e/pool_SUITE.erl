@@ -258,7 +258,8 @@ keys_stay_with_their_nodes_when_another_is_killed_and_comes_back(Config) ->
     ok = pool(Config, [Victim | Others]),
     Places = fun() ->
         on(Config, fun() ->
-            [begin {ok, Place} = py:call(pool, pools, place, [], #{key => {user, N}}), Place end || N <- lists:seq(1, 100)]
+            [begin {ok, Place} = py:call(pool, pools, place, [], #{key => {user, N}}), Place end
+             || N <- lists:seq(1, 100)]
         end)
     end,
     Before = Places(),

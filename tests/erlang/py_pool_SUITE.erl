@@ -535,10 +535,11 @@ a_function_that_fails_changes_nothing(Config) ->
 hidden_nodes_of_a_pattern_are_members(Config) ->
     [A, B, C] = nodes_of(Config),
     Result = client(Config, fun() ->
+        ok = logger:set_primary_config(level, none),
         [Name, Host] = string:split(atom_to_list(A), "@"),
         Exactly = list_to_binary(lists:droplast(Name) ++ "?@" ++ Host),
         {ok, _} = py_pool:start(pool, #{nodes => {hidden, <<"fake_*@127.0.0.?">>}}),
-        {ok, _} = py_pool:start(one, #{nodes => {hidden, fun(Node) -> Node =:= B end}}),
+        {ok, _} = py_pool:start(one, #{nodes => {hidden, fun(Node) -> Node =:= B orelse error(unlike) end}}),
         {ok, _} = py_pool:start(few, #{nodes => {hidden, Exactly}}),
         {ok, _} = py_pool:start(none, #{nodes => {hidden, "fake_"}}),
         Empty = place(),
@@ -548,6 +549,7 @@ hidden_nodes_of_a_pattern_are_members(Config) ->
         ok = cluster:eventually(fun() -> lists:member(A, py_pool:members(few)) end),
         {ok, _} = py_pool:start(later, #{nodes => {hidden, <<"fake*">>}}),
         await_members(later, [A, B, C]),
+        ok = logger:set_primary_config(level, notice),
         {Empty, py_pool:members(none), lists:usort(places(9))}
     end),
     ?assertEqual({{error, {down, no_members}}, [], [A, B, C]}, Result).
@@ -686,7 +688,7 @@ info_counts_calls_and_failures(Config) ->
 events_tell_what_happens(Config) ->
     [Victim = #{node := A} | _] = fakes(Config),
     ok = refake(Victim, {error, overloaded}),
-    Listener = client(Config, fun() ->
+    {Listener, Link} = client(Config, fun() ->
         Listener = spawn(fun() -> listen([]) end),
         ok = application:set_env(sidewinder, event_handler, fun
             ([sidewinder, pool, What], #{system_time := _}, #{pool := pool} = About) ->
@@ -695,12 +697,15 @@ events_tell_what_happens(Config) ->
                 ok
         end),
         up(#{nodes => [A]}, [A]),
+        _ = sys:get_state(pool),    % what the pool has to tell is told before the caller tells more
         {error, overloaded} = place(),
-        Listener
+        {Listener, link_of(A)}
     end),
     ok = refake(Victim, {error, draining}),
     client(Config, fun() ->
+        ok = cluster:eventually(fun() -> not lists:member(link_of(A), [Link, undefined]) end),
         await_members(pool, [A]),
+        _ = sys:get_state(pool),
         {error, {down, no_members}} = place(),
         ok = py_pool:remove(pool, A)
     end),
@@ -828,6 +833,12 @@ in_flight(Node) ->
     case py_link:find(Node) of
         {_, _, Counters, _} -> py_link:in_flight(Counters);
         undefined -> 0
+    end.
+
+link_of(Node) ->
+    case py_link:find(Node) of
+        {_, Link, _, _} -> Link;
+        undefined -> undefined
     end.
 
 %% Spawned calls that the table knows.
