@@ -246,7 +246,9 @@ HandshakeConfig Node::handshake_config() const {
     config.name = config_.name;
     config.flags |= kNameMe;
   }
-  config.cookie = [this](std::string_view) { return config_.cookie; };
+  config.cookie = [this](std::string_view) {
+    return config_.current_cookie ? config_.current_cookie() : config_.cookie;
+  };
   return config;
 }
 

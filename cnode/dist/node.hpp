@@ -43,6 +43,8 @@ struct PeerAddress {
 struct NodeConfig {
   std::string name;  // name@host, or only a host for a node that the first peer it dials shall name
   std::string cookie;
+  // Where the cookie may change while the node runs: asked at every handshake, on the reactor.
+  std::function<std::string()> current_cookie;
   std::vector<std::string>
       listen;                    // addresses; none: whatever the host part of the name resolves to
   std::uint16_t first_port = 0;  // 0: any

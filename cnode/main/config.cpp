@@ -9,11 +9,13 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
-#include <fstream>
+#include <cstring>
+#include <memory>
 #include <sstream>
 #include <thread>
 
 #include "cnode/dist/handshake.hpp"
+#include "cnode/main/cookie.hpp"
 
 #ifndef SIDEWINDER_VERSION
 #define SIDEWINDER_VERSION "0"
@@ -71,25 +73,83 @@ bool on_or_off(const Config& config, const std::string& name) {
   throw ConfigError(name + ": '" + text + "' is neither on nor off");
 }
 
-std::string read_cookie(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) throw ConfigError("cookie-file: cannot read '" + path + "'");
-  // Its own alone, or root's and readable by our group: the way Kubernetes mounts a Secret.
-  const bool group = (info.st_mode & (S_IRGRP | S_IWGRP)) != 0;
-  if ((info.st_mode & (S_IROTH | S_IWOTH)) != 0 || (group && info.st_uid != 0) ||
-      (info.st_mode & S_IWGRP) != 0) {
-    throw ConfigError("cookie-file: '" + path + "' can be read by others; make it 0400");
+std::string home_path(const std::string& path) {
+  if (path.rfind("~/", 0) != 0) return path;
+  const char* home = environment("HOME");
+  return std::string(home != nullptr ? home : "") + path.substr(1);
+}
+
+std::string credentials_cookie() {
+  const char* directory = environment("CREDENTIALS_DIRECTORY");
+  if (directory == nullptr || *directory == '\0') return {};
+  const std::string path = std::string(directory) + "/cookie";
+  return access(path.c_str(), F_OK) == 0 ? path : std::string();
+}
+
+// A file that was named, a variable, systemd's credential, a release's variable, the home
+// directory's file: the first there is.
+Cookie find_cookie(Config& config) {
+  Value& file = config.values.at("cookie-file");
+  if (file.origin != "default") return Cookie::of_file(home_path(one(config, "cookie-file")));
+  const auto variable = [&](const char* name) {
+    const char* text = environment(name);
+    if (text == nullptr || *text == '\0') return false;
+    file = {{"(not shown)"}, name};
+    config.warnings.push_back(std::string("the cookie comes from ") + name +
+                              ", where other programs may see it; better is a file");
+    return true;
+  };
+  if (variable("SIDEWINDER_COOKIE"))
+    return Cookie::of_text(environment("SIDEWINDER_COOKIE"), "SIDEWINDER_COOKIE");
+  if (const std::string path = credentials_cookie(); !path.empty()) {
+    file = {{path}, "CREDENTIALS_DIRECTORY"};
+    return Cookie::of_file(path);
   }
-  std::ifstream file(path, std::ios::binary);
-  std::string cookie((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  while (!cookie.empty() &&
-         (cookie.back() == '\n' || cookie.back() == '\r' || cookie.back() == ' '))
-    cookie.pop_back();
-  if (!file.good() && cookie.empty())
-    throw ConfigError("cookie-file: '" + path + "' is empty or cannot be read");
-  if (cookie.empty()) throw ConfigError("cookie-file: '" + path + "' is empty");
-  if (cookie.size() > 255) throw ConfigError("cookie-file: a cookie has at most 255 bytes");
-  return cookie;
+  if (variable("RELEASE_COOKIE"))
+    return Cookie::of_text(environment("RELEASE_COOKIE"), "RELEASE_COOKIE");
+  return Cookie::of_file(home_path(one(config, "cookie-file")));
+}
+
+// What {name} stands for in names and addresses; ConfigError if it stands for nothing here.
+std::string placeholder(const std::string& setting, const std::string& name) {
+  const auto variable = [&](const char* which) -> std::string {
+    const char* text = environment(which);
+    if (text == nullptr || *text == '\0')
+      throw ConfigError(setting + ": {" + name + "} needs the variable " + which);
+    return text;
+  };
+  if (name == "hostname") return host_name();
+  if (name == "fqdn") return full_host_name();
+  if (name == "pod_ip") return variable("POD_IP");
+  if (name == "pod_name") return variable("POD_NAME");
+  if (name == "pod_namespace") return variable("POD_NAMESPACE");
+  if (name == "pod_ip_dashed") {
+    std::string address = variable("POD_IP");
+    for (char& c : address) c = c == '.' || c == ':' ? '-' : c;
+    return address;
+  }
+  throw ConfigError(setting + ": {" + name +
+                    "} is none of hostname, fqdn, pod_ip, pod_ip_dashed, pod_name, pod_namespace");
+}
+
+std::string filled_in(const std::string& setting, const std::string& text) {
+  std::string result;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = text[at] == '{' ? text.find('}', at) : std::string::npos;
+    if (end == std::string::npos) {
+      result += text[at++];
+    } else {
+      result += placeholder(setting, text.substr(at + 1, end - at - 1));
+      at = end + 1;
+    }
+  }
+  return result;
+}
+
+void fill_in(Config& config) {
+  for (const char* setting : {"name", "sname", "listen", "peer", "home"}) {
+    for (std::string& value : config.values.at(setting).values) value = filled_in(setting, value);
+  }
 }
 
 std::string node_name(const Config& config) {
@@ -163,11 +223,46 @@ void read_peers(Config& config) {
   }
 }
 
+std::string variable_of(const Setting& setting) {
+  std::string variable = "SIDEWINDER_";
+  for (const char* c = setting.name; *c != '\0'; ++c)
+    variable += *c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(*c)));
+  return variable;
+}
+
+// What the file says that the flag or SIDEWINDER_CONFIG names; nothing if neither does.
+std::map<std::string, FileValue> read_file(const CLI::Option& option,
+                                           const std::vector<std::string>& given) {
+  std::string path;
+  if (option.count() > 0) {
+    path = given.back();
+  } else if (const char* text = environment("SIDEWINDER_CONFIG"); text != nullptr) {
+    path = text;
+  }
+  if (path.empty()) return {};
+  auto file = read_settings_file(path);
+  for (const auto& [name, value] : file) {
+    const auto known = [&](const Setting& setting) { return setting.name == name; };
+    if (name == "config" || std::none_of(settings().begin(), settings().end(), known))
+      throw ConfigError("config: " + value.origin + ": there is no setting " + name);
+  }
+  return file;
+}
+
 void read_values(Config& config, int argc, char** argv) {
   CLI::App app("Sidewinder: Python as a node of an Erlang cluster", "sidewinder");
   app.set_version_flag("--version", std::string("sidewinder ") + SIDEWINDER_VERSION);
   app.add_flag("--print-config", config.print,
                "print the settings in force and where each came from, then exit");
+  app.add_flag("--check-config", config.check,
+               "the same, and look whether the files and folders they name are there");
+  app.add_flag_callback(
+      "--print-reference",
+      [] {
+        std::fputs(reference().c_str(), stdout);
+        throw Exit{0};
+      },
+      "print the table of all settings, then exit");
   std::map<std::string, std::vector<std::string>> given;
   std::map<std::string, CLI::Option*> options;
   for (const auto& setting : settings()) {
@@ -187,12 +282,11 @@ void read_values(Config& config, int argc, char** argv) {
     const int code = app.exit(error);
     throw Exit{code == 0 ? 0 : 2};
   }
+  std::map<std::string, FileValue> file = read_file(*options["config"], given["config"]);
   for (const auto& setting : settings()) {
     Value value;
-    std::string variable = "SIDEWINDER_";
-    for (const char* c = setting.name; *c != '\0'; ++c) {
-      variable += *c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(*c)));
-    }
+    const std::string variable = variable_of(setting);
+    const auto in_file = file.find(setting.name);
     if (options[setting.name]->count() > 0) {
       value = {given[setting.name], "flag"};
     } else if (const char* text = environment(variable.c_str()); text != nullptr && *text != '\0') {
@@ -205,6 +299,11 @@ void read_values(Config& config, int argc, char** argv) {
           if (!part.empty()) value.values.push_back(part);
         }
       }
+    } else if (in_file != file.end()) {
+      if (in_file->second.is_list && setting.kind != Kind::kList)
+        throw ConfigError("config: " + in_file->second.origin + ": " + setting.name +
+                          " takes one value, not a list");
+      value = {std::move(in_file->second.values), in_file->second.origin};
     } else if (*setting.fallback != '\0') {
       value.values = {setting.fallback};
     }
@@ -217,10 +316,14 @@ void read_values(Config& config, int argc, char** argv) {
 const std::vector<Setting>& settings() {
   static const std::vector<Setting> table{
       {"name", "",
-       "node name with a full host name or address: NAME@HOST; 'undefined': the first peer we dial "
-       "names us"},
+       "node name with a full host name or address: NAME@HOST; may contain {hostname}, {fqdn}, "
+       "{pod_ip}, {pod_ip_dashed}, {pod_name}, {pod_namespace}, as may listen, peer and home; "
+       "'undefined': the first peer we dial names us"},
       {"sname", "", "node name with a short host name: NAME or NAME@HOST; 'undefined' as above"},
-      {"cookie-file", "~/.erlang.cookie", "file with the cookie; readable by its owner alone"},
+      {"config", "", "file of these settings, TOML, or JSON if it ends with .json"},
+      {"cookie-file", "~/.erlang.cookie",
+       "file with the cookie; readable by its owner alone, or root's and readable by our group; "
+       "read anew when it changes"},
       {"import", "", "module to import before the node joins; may be repeated", Kind::kList},
       {"path", "", "directory to look for modules in; may be repeated", Kind::kList},
       {"venv", "", "virtual environment to run in"},
@@ -264,6 +367,7 @@ const std::vector<Setting>& settings() {
 Config read_config(int argc, char** argv) {
   Config config;
   read_values(config, argc, argv);
+  fill_in(config);
   auto& node = config.runtime.node;
   config.runtime.version = SIDEWINDER_VERSION;
   config.log_level = one(config, "log-level");
@@ -278,12 +382,9 @@ Config read_config(int argc, char** argv) {
   config.log_format = format == "json" ? base::LogFormat::kJson : base::LogFormat::kText;
 
   node.name = node_name(config);
-  std::string cookie_file = one(config, "cookie-file");
-  if (cookie_file.rfind("~/", 0) == 0) {
-    const char* home = environment("HOME");
-    cookie_file = std::string(home != nullptr ? home : "") + cookie_file.substr(1);
-  }
-  node.cookie = read_cookie(cookie_file);
+  auto cookie = std::make_shared<Cookie>(find_cookie(config));
+  node.cookie = cookie->current();
+  node.current_cookie = [cookie] { return cookie->current(); };
   node.listen = config.values.at("listen").values;
   read_ports(config);
   node.use_epmd = on_or_off(config, "epmd");
@@ -340,6 +441,38 @@ Config read_config(int argc, char** argv) {
     config.stop_on_stdin_eof = std::string(eof) == "1";
   }
   return config;
+}
+
+void check_files(const Config& config) {
+  const auto check = [](const char* setting, const std::string& path) {
+    struct stat info {};
+    if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
+      throw ConfigError(std::string(setting) + ": '" + path + "' is no folder");
+  };
+  if (!config.venv.empty()) check("venv", config.venv);
+  for (const auto& path : config.paths) check("path", path);
+}
+
+std::string reference() {
+  std::string text = "| flag and key | variable | default | meaning |\n| --- | --- | --- | --- |\n";
+  for (const auto& setting : settings()) {
+    const std::string name = setting.name;
+    const std::string fallback = setting.fallback;
+    text += "| `" + name + "` | `" + variable_of(setting) + "` | " +
+            (fallback.empty() ? "" : "`" + fallback + "`") + " | " + setting.help + " |\n";
+  }
+  return text;
+}
+
+void forget_secrets() {
+  for (const char* name : {"SIDEWINDER_COOKIE", "RELEASE_COOKIE"}) {
+    const char* text = environment(name);
+    if (text == nullptr) continue;
+    // The environment a process was started with stays readable where it lies.
+    volatile char* place = const_cast<char*>(text);
+    for (std::size_t i = std::strlen(text); i > 0; --i) place[i - 1] = '\0';
+    unsetenv(name);  // NOLINT(concurrency-mt-unsafe)
+  }
 }
 
 std::string describe(const Config& config) {

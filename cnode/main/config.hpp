@@ -1,27 +1,21 @@
-// The settings of the program: one table makes the flags, the environment variables and
-// --print-config.
+// The settings of the program: one table makes the flags, the environment variables, the keys of
+// the file, --print-config and the tables of docs/configuration.md.
 //
 // A flag wins over its environment variable (SIDEWINDER_ and the flag's name in capitals), that
-// over the default.
+// over the file of --config, that over the default.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <map>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cnode/base/log.hpp"
 #include "cnode/bridge/runtime.hpp"
+#include "cnode/main/settings_file.hpp"
 
 namespace node_main {
-
-// Says which setting is wrong, in one line.
-class ConfigError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 struct Setting {
   const char* name;      // as in --name
@@ -49,6 +43,8 @@ struct Config {
   std::string none_atom;
   std::chrono::milliseconds drain{20'000};
   bool print = false;
+  bool check = false;
+  std::vector<std::string> warnings;  // for the log, once there is one
   bool stop_on_stdin_eof = false;
   bool capture = true;  // Python's output goes to the log
 };
@@ -63,5 +59,15 @@ Config read_config(int argc, char** argv);
 
 // The settings in force, a line each, with where they came from. The cookie is not among them.
 std::string describe(const Config& config);
+
+// Throws ConfigError for a file or folder that a setting names and that is not there.
+void check_files(const Config& config);
+
+// The table of all settings for the documentation, in Markdown.
+std::string reference();
+
+// Takes the cookies out of the environment, for Python code and whoever reads /proc shall not have
+// them. Before there is another thread.
+void forget_secrets();
 
 }  // namespace node_main

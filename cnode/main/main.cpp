@@ -171,11 +171,14 @@ int run(const Config& config) {
 int main(int argc, char** argv) {
   try {
     const Config config = node_main::read_config(argc, argv);
-    if (config.print) {
+    node_main::forget_secrets();
+    if (config.check) node_main::check_files(config);
+    if (config.print || config.check) {
       std::fputs(node_main::describe(config).c_str(), stdout);
       return kStopped;
     }
     base::configure_logging(config.log_level, config.log_format, config.runtime.node.name);
+    for (const auto& warning : config.warnings) spdlog::warn("{}", warning);
     become_init_if_first();
     return run(config);
   } catch (const node_main::Exit& exit) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cnode/main/config.hpp"
+#include "cnode/main/cookie.hpp"
 #include "tests/cpp/catch.hpp"
 
 using node_main::Config;
@@ -81,7 +82,11 @@ Config read(std::vector<std::string> arguments) {
 struct Fixture {
   Fixture()
       : cookie(directory.file("cookie", "secret\n", 0400)),
-        isolated{{"ERL_EPMD_PORT", ""}, {"ERL_EPMD_ADDRESS", ""}} {}
+        isolated{{"ERL_EPMD_PORT", ""},
+                 {"ERL_EPMD_ADDRESS", ""},
+                 {"CREDENTIALS_DIRECTORY", ""},
+                 {"SIDEWINDER_COOKIE", ""},
+                 {"RELEASE_COOKIE", ""}} {}
 
   // A whole command line, but for what the test is about.
   Config with(std::vector<std::string> more) {
@@ -194,6 +199,7 @@ TEST_CASE_METHOD(Fixture, "every setting can come from the environment", "[confi
     if (name == "peer" || name == "home") value = "p@127.0.0.1";
     if (name == "sname") continue;  // not beside a name
     if (name == "cookie-file") value = cookie;
+    if (name == "config") value = directory.file("empty.toml", "", 0644);
     const Environment environment{{variable, value}};
     std::vector<std::string> arguments;
     if (name != "name") arguments.insert(arguments.end(), {"--name", "n@127.0.0.1"});
@@ -433,4 +439,183 @@ TEST_CASE_METHOD(Fixture, "the end of standard input ends the node only where th
   CHECK(with({}).stop_on_stdin_eof);
   const Environment zero{{"SIDEWINDER_STOP_ON_STDIN_EOF", "0"}};
   CHECK_FALSE(with({}).stop_on_stdin_eof);
+}
+
+// --- the file of settings
+
+TEST_CASE_METHOD(Fixture, "a file gives settings below the environment and above the default",
+                 "[config]") {
+  const std::string path = directory.file("s.toml",
+                                          "workers = 3\nqueue = 50\n# a comment\n"
+                                          "import = [\"a\", \"b\"]\neval = false\n"
+                                          "log-format = \"json\"\ndrain_timeout = 9\n",
+                                          0644);
+  const Environment environment{{"SIDEWINDER_QUEUE", "7"}};
+  const Config config = with({"--config", path, "--log-format", "text"});
+  CHECK(config.runtime.pool.workers == 3);
+  CHECK(config.runtime.pool.queue.items == 7);
+  CHECK(config.imports == std::vector<std::string>{"a", "b"});
+  CHECK_FALSE(config.runtime.invoker.eval);
+  CHECK(config.log_format == base::LogFormat::kText);
+  CHECK(config.drain == 9s);
+  const std::string text = node_main::describe(config);
+  CHECK(text.find("workers = 3  (" + path + ":1)\n") != std::string::npos);
+  CHECK(text.find("drain-timeout = 9  (" + path + ":7)\n") != std::string::npos);
+  CHECK(text.find("import = a,b  (" + path + ":4)\n") != std::string::npos);
+  CHECK(text.find("queue = 7  (SIDEWINDER_QUEUE)\n") != std::string::npos);
+}
+
+TEST_CASE_METHOD(Fixture, "a file of settings may be JSON, and a variable may name it",
+                 "[config]") {
+  const std::string path = directory.file(
+      "s.json", R"({"workers": 3, "path": ["/x", "/y"], "eval": true, "none": "undefined"})", 0644);
+  const Environment environment{{"SIDEWINDER_CONFIG", path}};
+  const Config config = with({});
+  CHECK(config.runtime.pool.workers == 3);
+  CHECK(config.paths == std::vector<std::string>{"/x", "/y"});
+  CHECK(config.none_atom == "undefined");
+  CHECK(node_main::describe(config).find("workers = 3  (" + path + ")\n") != std::string::npos);
+}
+
+TEST_CASE_METHOD(Fixture, "what is wrong with a file of settings is told with its line",
+                 "[config]") {
+  const auto error = [&](const std::string& name, const std::string& text) {
+    const std::string path = directory.file(name, text, 0644);
+    std::string what = error_with({"--config", path});
+    unlink(path.c_str());
+    const std::size_t at = what.find(path);
+    if (at != std::string::npos) what.replace(at, path.size(), "FILE");
+    return what;
+  };
+  CHECK(error("a.toml", "workers = 3\nwokers = 4\n") ==
+        "config: FILE:2: there is no setting wokers");
+  CHECK(error("a.toml", "workers = [1, 2]\n") ==
+        "config: FILE:1: workers takes one value, not a list");
+  CHECK(error("a.toml", "[limits]\nworkers = 1\n") ==
+        "config: FILE:1: limits is no text, number, boolean or list of these");
+  CHECK(error("a.toml", "path = [[1]]\n") ==
+        "config: FILE:1: path is no text, number, boolean or list of these");
+  CHECK(error("a.toml", "max-message = 1\nmax_message = 2\n").find("max-message is there twice") !=
+        std::string::npos);
+  CHECK(error("a.toml", "workers = = 3\n").rfind("config: FILE:1: ", 0) == 0);
+  CHECK(error("a.toml", "config = \"other\"\n") == "config: FILE:1: there is no setting config");
+  CHECK(error("a.toml", "workers = 0\n") == "workers: '0' is no number from 1 to 1024");
+  CHECK(error("a.toml", std::string(1 << 20, '#') + "##") ==
+        "config: cannot read 'FILE' is larger than 1 MiB");
+  CHECK(error("a.json", "{\"workers\": ").rfind("config: FILE: ", 0) == 0);
+  CHECK(error("a.json", "[1]") == "config: FILE: no object");
+  CHECK(error("a.json", "{\"wokers\": 1}") == "config: FILE: there is no setting wokers");
+  CHECK(error("a.json", "{\"workers\": {}}") ==
+        "config: FILE: workers is no text, number, boolean or list of these");
+  CHECK(error_with({"--config", "/no/such"}) == "config: cannot read '/no/such'");
+}
+
+TEST_CASE_METHOD(Fixture, "the file's folders and the venv must be there for --check-config",
+                 "[config]") {
+  CHECK(with({"--check-config"}).check);
+  CHECK_NOTHROW(node_main::check_files(with({"--path", directory.path()})));
+  CHECK_THROWS_WITH(node_main::check_files(with({"--path", "/no/such"})),
+                    "path: '/no/such' is no folder");
+  CHECK_THROWS_WITH(node_main::check_files(with({"--venv", cookie})),
+                    "venv: '" + cookie + "' is no folder");
+}
+
+TEST_CASE_METHOD(Fixture, "the reference names every setting once, with its variable", "[config]") {
+  const std::string text = node_main::reference();
+  for (const auto& setting : node_main::settings()) {
+    const std::string row = std::string("\n| `") + setting.name + "` | `SIDEWINDER_";
+    CHECK(text.find(row) != std::string::npos);
+    CHECK(text.find(row) == text.rfind(row));
+  }
+}
+
+// --- names of pods
+
+TEST_CASE_METHOD(Fixture, "names and addresses are filled in from the pod's variables",
+                 "[config]") {
+  const Environment environment{{"POD_IP", "10.1.2.3"},
+                                {"POD_NAME", "py-0"},
+                                {"POD_NAMESPACE", "prod"},
+                                {"SIDEWINDER_PEER", "app@{pod_ip}"}};
+  const auto name = [&](const std::string& text) {
+    return read({"--name", text, "--cookie-file", cookie}).runtime.node.name;
+  };
+  CHECK(name("py@{pod_ip}") == "py@10.1.2.3");
+  CHECK(name("py@{pod_ip_dashed}.{pod_namespace}.pod.cluster.local") ==
+        "py@10-1-2-3.prod.pod.cluster.local");
+  CHECK(name("py@{pod_name}.workers.{pod_namespace}.svc") == "py@py-0.workers.prod.svc");
+  const Config config = with({"--listen", "{pod_ip}", "--home", "app@{pod_ip}"});
+  CHECK(config.runtime.node.listen == std::vector<std::string>{"10.1.2.3"});
+  CHECK(config.runtime.node.peers.at(0).name == "app@10.1.2.3");
+  CHECK(config.runtime.home == "app@10.1.2.3");
+  CHECK(node_main::describe(config).find("listen = 10.1.2.3  (flag)\n") != std::string::npos);
+}
+
+TEST_CASE_METHOD(Fixture, "a placeholder without a value is named", "[config]") {
+  const Environment environment{{"POD_IP", ""}};
+  CHECK(error_with({"--listen", "{pod_ip}"}) == "listen: {pod_ip} needs the variable POD_IP");
+  CHECK(error_with({"--listen", "{pod}"}).rfind("listen: {pod} is none of hostname, ", 0) == 0);
+}
+
+// --- the cookie's places
+
+TEST_CASE_METHOD(Fixture, "a cookie comes from the first of its places", "[config]") {
+  const auto origin = [](const Config& config) {
+    return std::pair{config.runtime.node.cookie, config.values.at("cookie-file").origin};
+  };
+  const auto found = [&] { return origin(read({"--name", "n@127.0.0.1"})); };
+  using Found = std::pair<std::string, std::string>;
+  directory.file(".erlang.cookie", "home", 0400);
+  const Environment environment{{"HOME", directory.path()}};
+  CHECK(found() == Found{"home", "default"});
+  const Environment release{{"RELEASE_COOKIE", "release"}};
+  CHECK(found() == Found{"release", "RELEASE_COOKIE"});
+  const Environment credentials{{"CREDENTIALS_DIRECTORY", directory.path()}};
+  CHECK(found() == Found{"secret", "CREDENTIALS_DIRECTORY"});
+  const Environment own{{"SIDEWINDER_COOKIE", "own"}};
+  CHECK(found() == Found{"own", "SIDEWINDER_COOKIE"});
+  CHECK(origin(with({})) == Found{"secret", "flag"});
+}
+
+TEST_CASE_METHOD(Fixture, "a cookie from a variable is warned of, never shown, and then forgotten",
+                 "[config]") {
+  const Environment environment{{"SIDEWINDER_COOKIE", "hushhush"}};
+  const char* place = getenv("SIDEWINDER_COOKIE");
+  const Config config = read({"--name", "n@127.0.0.1"});
+  CHECK(config.warnings.size() == 1);
+  CHECK(config.warnings.at(0).find("SIDEWINDER_COOKIE") != std::string::npos);
+  CHECK(config.warnings.at(0).find("hushhush") == std::string::npos);
+  CHECK(node_main::describe(config).find("hushhush") == std::string::npos);
+  CHECK(with({}).warnings.empty());
+  node_main::forget_secrets();
+  CHECK(std::string_view(place, 8) == std::string_view("\0\0\0\0\0\0\0\0", 8));
+  CHECK(getenv("SIDEWINDER_COOKIE") == nullptr);
+}
+
+TEST_CASE_METHOD(Fixture, "a cookie file that changes is read anew, a bad one changes nothing",
+                 "[config]") {
+  const std::string path = directory.file("changing", "one", 0400);
+  auto file = node_main::Cookie::of_file(path);
+  CHECK(file.current() == "one");
+  unlink(path.c_str());
+  CHECK(file.current() == "one");
+  directory.file("changing", "two\n", 0400);
+  CHECK(file.current() == "two");
+  unlink(path.c_str());
+  directory.file("changing", "three", 0444);  // for all to read
+  CHECK(file.current() == "two");
+  unlink(path.c_str());
+  directory.file("changing", "", 0400);
+  CHECK(file.current() == "two");
+  // As Kubernetes changes a Secret: another file behind a symbolic link.
+  const std::string link = directory.path() + "/link";
+  const std::string first = directory.file("first", "first", 0400);
+  const std::string second = directory.file("second", "second", 0400);
+  REQUIRE(symlink(first.c_str(), link.c_str()) == 0);
+  auto linked = node_main::Cookie::of_file(link);
+  CHECK(linked.current() == "first");
+  unlink(link.c_str());
+  REQUIRE(symlink(second.c_str(), link.c_str()) == 0);
+  CHECK(linked.current() == "second");
+  unlink(link.c_str());
 }

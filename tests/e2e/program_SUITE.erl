@@ -23,6 +23,12 @@ groups() ->
        a_wrong_environment_variable_is_named_too,
        a_cookie_file_that_others_can_read_is_refused,
        the_cookie_is_read_from_the_home_directory_and_trimmed,
+       a_cookie_that_changes_counts_for_new_peers_and_leaves_old_links_up,
+       a_cookie_from_a_variable_is_hidden_from_python_and_proc,
+       the_file_of_the_documentation_is_a_file_of_settings,
+       a_wrong_file_of_settings_is_one_line_with_its_place_and_exit_code_1,
+       the_documentation_lists_the_settings_the_program_has,
+       a_name_is_filled_in_from_the_pod,
        a_port_that_is_taken_is_one_line_and_exit_code_1]},
      {python, [],
       [imported_modules_are_there_before_the_first_call,
@@ -120,7 +126,7 @@ print_config_shows_every_setting_and_where_it_came_from(Config) ->
                  <<"log-format = text  (default)">>]],
     {0, Help, _} = program(Config, ["--help"]),
     {match, Flags} = re:run(Help, "^ +(?:-h,)?--([a-z-]+)", [global, multiline, {capture, [1], binary}]),
-    Settings = lists:flatten(Flags) -- [<<"help">>, <<"version">>, <<"print-config">>],
+    Settings = lists:flatten(Flags) -- [<<"help">>, <<"version">>, <<"print-config">>, <<"check-config">>, <<"print-reference">>],
     ?assertEqual(lists:sort(Settings), lists:sort([hd(binary:split(Line, <<" = ">>)) || Line <- Lines])),
     ?assertNot(matches(Output, maps:get(cookie, context(Config)) ++ "$")).
 
@@ -226,6 +232,83 @@ the_cookie_is_read_from_the_home_directory_and_trimmed(Config) ->
     _ = sw_e2e:wait_line(Program, "registered with epmd"),
     bare(Config, #{name => list_to_atom(Name)}, fun(N) -> ?assertEqual(pong, net_adm:ping(N)) end),
     sw_e2e:kill(Program).
+
+a_cookie_that_changes_counts_for_new_peers_and_leaves_old_links_up(Config) ->
+    Old = maps:get(cookie, context(Config)),
+    File = cookie_file(Config, Old),
+    Node = #{program := Program, name := Name} =
+        sw_e2e:start_node((context(Config))#{cookie_file := File}, #{}),
+    Reaches = fun(Beam) -> sw_e2e:on(Beam, fun() -> net_adm:ping(Name) end) end,
+    First = sw_e2e:start_beam(context(Config)),
+    ?assertEqual(pong, Reaches(First)),
+    ok = file:delete(File),
+    _ = cookie_file(Config, "another"),
+    Late = sw_e2e:start_beam(context(Config)),
+    ?assertEqual(pang, Reaches(Late)),
+    Right = sw_e2e:start_beam(context(Config), #{cookie => "another"}),
+    ?assertEqual(pong, Reaches(Right)),
+    ?assertEqual(pong, Reaches(First)),
+    ?assertEqual([Name], sw_e2e:on(First, fun() -> nodes(hidden) end)),
+    ?assert(matches(sw_e2e:output(Program), "the cookie was read anew")),
+    ?assertNot(matches(sw_e2e:output(Program), "another")),
+    [ok = sw_e2e:stop_beam(Beam) || Beam <- [First, Late, Right]],
+    sw_e2e:stop_node(Node).
+
+cookie_file(Config, Cookie) ->
+    File = filename:join(directory(Config), "changing"),
+    ok = file:write_file(File, Cookie),
+    ok = file:change_mode(File, 8#400),
+    File.
+
+a_cookie_from_a_variable_is_hidden_from_python_and_proc(Config) ->
+    Cookie = maps:get(cookie, context(Config)),
+    Name = sw_e2e:unique("py") ++ "@127.0.0.1",
+    Program = sw_e2e:start_program(sw_e2e:sidewinder(), ["--name", Name, "--path", directory(Config)],
+                                   sw_e2e:environment(context(Config)) ++ [{"SIDEWINDER_COOKIE", Cookie}]),
+    _ = sw_e2e:wait_line(Program, "registered with epmd"),
+    bare(Config, #{name => list_to_atom(Name)}, fun(N) ->
+        {ok, Seen} = gen_server:call({py, N}, {eval, <<"str(__import__('os').environ)">>, #{}}),
+        ?assertEqual(nomatch, string:find(Seen, "SIDEWINDER_COOKIE")),
+        {ok, Started} = gen_server:call({py, N}, {eval, <<"open('/proc/self/environ', 'rb').read().hex()">>, #{}}),
+        ?assertEqual(nomatch, binary:match(binary:decode_hex(Started), list_to_binary(Cookie)))
+    end),
+    ?assert(matches(sw_e2e:output(Program), "the cookie comes from SIDEWINDER_COOKIE")),
+    ?assertNot(matches(sw_e2e:output(Program), "[ =]" ++ Cookie)),
+    sw_e2e:kill(Program).
+
+documentation() ->
+    {ok, Text} = file:read_file(filename:join(sw_e2e:root(), "docs/configuration.md")),
+    Text.
+
+the_file_of_the_documentation_is_a_file_of_settings(Config) ->
+    {match, [Toml]} = re:run(documentation(), "```toml\n(.*?)```", [dotall, {capture, [1], binary}]),
+    File = filename:join(directory(Config), "sidewinder.toml"),
+    ok = file:write_file(File, Toml),
+    Arguments = ["--config", File, "--workers", "8", "--check-config", "--cookie-file", maps:get(cookie_file, context(Config))],
+    {0, Output, <<>>} = program(Config, Arguments),
+    [?assert(lists:member(iolist_to_binary(Line), lines(Output)), {Line, Output})
+     || Line <- [["name = py@127.0.0.1  (", File, ":1)"], "workers = 8  (flag)", ["import = json,math  (", File, ":3)"],
+                 ["eval = off  (", File, ":5)"], "queue = 100000  (default)"]].
+
+a_wrong_file_of_settings_is_one_line_with_its_place_and_exit_code_1(Config) ->
+    File = filename:join(directory(Config), "wrong.toml"),
+    ok = file:write_file(File, "workers = 2\nwokers = 3\n"),
+    {1, <<>>, Errors} = program(Config, good(Config) ++ ["--config", File]),
+    ?assertEqual([iolist_to_binary(["sidewinder: config: ", File, ":2: there is no setting wokers"])], lines(Errors)),
+    {1, <<>>, Missing} = program(Config, good(Config) ++ ["--check-config", "--venv", "/no/such"]),
+    ?assertEqual([<<"sidewinder: venv: '/no/such' is no folder">>], lines(Missing)).
+
+the_documentation_lists_the_settings_the_program_has(Config) ->
+    {0, Table, <<>>} = program(Config, ["--print-reference"]),
+    ?assertNotEqual(nomatch, string:find(documentation(), Table)).
+
+a_name_is_filled_in_from_the_pod(Config) ->
+    Pod = [{"POD_IP", "127.0.0.1"}, {"POD_NAMESPACE", "prod"}],
+    {0, Output, <<>>} = program(Config, ["--name", "py@{pod_ip}", "--listen", "{pod_ip}", "--print-config", "--cookie-file",
+                                         maps:get(cookie_file, context(Config))], Pod),
+    ?assert(lists:member(<<"name = py@127.0.0.1  (flag)">>, lines(Output))),
+    {1, <<>>, Errors} = program(Config, ["--name", "py@{pod_ip}"], [{"POD_IP", false}]),
+    ?assertEqual([<<"sidewinder: name: {pod_ip} needs the variable POD_IP">>], lines(Errors)).
 
 a_port_that_is_taken_is_one_line_and_exit_code_1(Config) ->
     {ok, Socket} = gen_tcp:listen(0, [{ip, {127, 0, 0, 1}}]),

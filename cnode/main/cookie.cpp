@@ -1,0 +1,82 @@
+#include "cnode/main/cookie.hpp"
+
+#include <sys/stat.h>
+
+#include <fstream>
+#include <iterator>
+
+#include "cnode/base/log.hpp"
+#include "cnode/main/settings_file.hpp"
+
+namespace node_main {
+namespace {
+
+constexpr std::size_t kLongest = 255;
+
+std::string trimmed(std::string text, const std::string& what) {
+  while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' '))
+    text.pop_back();
+  if (text.empty()) throw ConfigError(what + " is empty");
+  if (text.size() > kLongest) throw ConfigError("cookie-file: a cookie has at most 255 bytes");
+  return text;
+}
+
+}  // namespace
+
+bool Cookie::Stamp::operator==(const Stamp& other) const {
+  return device == other.device && inode == other.inode && size == other.size &&
+         changed.tv_sec == other.changed.tv_sec && changed.tv_nsec == other.changed.tv_nsec;
+}
+
+Cookie::Stamp Cookie::stamp_of(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return {};
+  return {info.st_dev, info.st_ino, info.st_ctim, info.st_size};
+}
+
+std::string Cookie::read(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) throw ConfigError("cookie-file: cannot read '" + path + "'");
+  // Its own alone, or root's and readable by our group: the way Kubernetes mounts a Secret.
+  const bool group = (info.st_mode & (S_IRGRP | S_IWGRP)) != 0;
+  if ((info.st_mode & (S_IROTH | S_IWOTH)) != 0 || (group && info.st_uid != 0) ||
+      (info.st_mode & S_IWGRP) != 0) {
+    throw ConfigError("cookie-file: '" + path + "' can be read by others; make it 0400");
+  }
+  std::ifstream file(path, std::ios::binary);
+  std::string text(4 * kLongest, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  if (text.empty()) throw ConfigError("cookie-file: '" + path + "' is empty or cannot be read");
+  return trimmed(std::move(text), "cookie-file: '" + path + "'");
+}
+
+Cookie Cookie::of_file(std::string path) {
+  Cookie cookie;
+  cookie.stamp_ = stamp_of(path);
+  cookie.text_ = read(path);
+  cookie.path_ = std::move(path);
+  return cookie;
+}
+
+Cookie Cookie::of_text(const std::string& text, const char* setting) {
+  Cookie cookie;
+  cookie.text_ = trimmed(text, setting);
+  return cookie;
+}
+
+const std::string& Cookie::current() {
+  if (path_.empty()) return text_;
+  const Stamp now = stamp_of(path_);
+  if (now == stamp_) return text_;
+  stamp_ = now;  // whatever is wrong with it is told once
+  try {
+    text_ = read(path_);
+    spdlog::info("the cookie was read anew from {}: new peers have to have it", path_);
+  } catch (const ConfigError& error) {
+    spdlog::warn("{}; the cookie stays as it was", error.what());
+  }
+  return text_;
+}
+
+}  // namespace node_main
