@@ -7,7 +7,7 @@
 %%   hang     no answer until the call is cancelled
 %%   late     {ok, late} after as many milliseconds as the first argument says
 %%   crash    the BEAM halts at once
-%%   place    {ok, node()}, or what the option `place` says
+%%   place    {ok, node()}, or what the option `place` says; `silent`: nothing
 -module(fake_node).
 
 -export([start/1, stop/0, log/0, batches/0, casts/0, cancelled/0]).
@@ -63,7 +63,8 @@ loop(Fake = #fake{batches = Batches, log = Log}) ->
     receive
         {'$py_batch', Items} ->
             Fake1 = lists:foldl(fun note/2, Fake#fake{batches = [Items | Batches]}, Items),
-            reply([{Id, placed(Result, Fake)} || Item <- Items, {Id, Result} <- perform(Item)]),
+            reply([{Id, Placed} || Item <- Items, {Id, Result} <- perform(Item),
+                                   Placed <- placed(Result, Fake)]),
             loop(Fake1);
         {'$gen_call', From, {hello, _} = Hello} ->
             greet(From, Fake#fake.hello),
@@ -114,9 +115,10 @@ perform(hang, _, _, _) -> [];
 perform(late, Id, _, [Delay]) -> later(Delay, {Id, {ok, late}});
 perform(crash, _, _, _) -> erlang:halt(3, [{flush, false}]).
 
--spec placed(term(), #fake{}) -> term().
-placed(place, #fake{place = Place}) -> Place;
-placed(Result, _) -> Result.
+-spec placed(term(), #fake{}) -> [term()].
+placed(place, #fake{place = silent}) -> [];
+placed(place, #fake{place = Place}) -> [Place];
+placed(Result, _) -> [Result].
 
 -spec later(non_neg_integer(), {integer(), term()}) -> [].
 later(Delay, Reply) ->

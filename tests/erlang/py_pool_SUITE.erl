@@ -321,17 +321,17 @@ stop_asked(Config, Fakes) ->
 
 an_idempotent_call_that_was_lost_says_so_when_nobody_else_takes_it(Config) ->
     [Victim = #{node := A} | Others] = fakes(Config),
+    ok = refake(Victim, silent),
     [ok = refake(Fake, {error, overloaded}) || Fake <- Others],
     Caller = with_pool(Config, #{}, fun(_) ->
         Key = key_of(A),
-        Caller = reporter(fun() -> py:call(pool, m, hang, [], #{key => Key, idempotent => true}) end),
+        Caller = reporter(fun() -> py:call(pool, m, place, [], #{key => Key, idempotent => true}) end),
         ok = cluster:eventually(fun() -> in_flight(A) =:= 1 end),
-        ok = py_pool:remove(pool, hd(nodes_of(Config) -- [A])),
-        ok = py_pool:remove(pool, lists:last(nodes_of(Config) -- [A])),
         Caller
     end),
     ok = stop_fake(Victim),
-    ?assertEqual({error, {down, A}}, client(Config, fun() -> reported(Caller) end)).
+    ?assertEqual({error, {down, A}}, client(Config, fun() -> reported(Caller) end)),
+    ?assertMatch([[_], [_]], [cluster:on(Fake, fun fake_node:batches/0) || Fake <- Others]).
 
 a_call_takes_no_longer_than_its_timeout_wherever_it_goes(Config) ->
     [Victim = #{node := A} | _] = fakes(Config),
