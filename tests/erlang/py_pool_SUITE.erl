@@ -37,6 +37,7 @@ all() ->
      a_spawned_call_is_cancelled_with_its_caller,
      a_spawned_call_that_is_given_up_is_cancelled,
      callers_that_are_killed_leave_no_count_behind,
+     calls_that_a_node_lost_do_not_count_when_it_is_back,
      members_are_added_and_removed,
      a_member_that_is_removed_finishes_its_calls,
      a_function_says_who_is_a_member,
@@ -46,6 +47,7 @@ all() ->
      two_pools_share_the_connection_to_a_node,
      a_pool_that_stops_ends_its_connections_but_not_those_of_others,
      a_connection_that_is_stopped_by_hand_comes_back,
+     a_member_that_is_down_is_dialled_at_least_once_a_second,
      the_default_node_can_be_a_pool,
      configured_pools_are_started,
      a_pool_can_live_under_a_users_supervisor,
@@ -460,6 +462,23 @@ caller(N) when N rem 4 =:= 0 -> py:call(pool, m, hang, []);
 caller(N) when N rem 4 =:= 1 -> _ = py:spawn_call(pool, m, hang, []), timer:sleep(infinity);
 caller(N) -> _ = py:call(pool, m, late, [1]), caller(N).
 
+calls_that_a_node_lost_do_not_count_when_it_is_back(Config) ->
+    [Victim = #{node := A} | _] = fakes(Config),
+    Callers = with_pool(Config, #{}, fun(_) ->
+        Key = key_of(A),
+        Callers = [spawn_caller(fun() -> py:call(pool, m, hang, [], #{key => Key}) end) || _ <- [1, 2, 3]],
+        ok = cluster:eventually(fun() -> in_flight(A) =:= 3 end),
+        Callers
+    end),
+    ok = stop_fake(Victim),
+    ok = client(Config, fun() -> cluster:eventually(fun() -> not lists:member(A, py_pool:members(pool)) end) end),
+    ok = start_fake(Victim, #{}),
+    {Alive, Left} = client(Config, fun() ->
+        await_members(pool, nodes_of(Config)),
+        {[Caller || Caller <- Callers, is_process_alive(Caller)], in_flight(A)}
+    end),
+    ?assertEqual({[], 0}, {Alive, Left}).
+
 %% --- Who is a member ----------------------------------------------------------------------------------
 
 members_are_added_and_removed(Config) ->
@@ -470,6 +489,8 @@ members_are_added_and_removed(Config) ->
         await_members(pool, [A, B, C]),
         ok = py_pool:remove(pool, A),
         Two = {py_pool:members(pool), lists:usort(places(6))},
+        Seen = fun() -> #view{slots = Slots} = persistent_term:get(?VIEW(pool)), tuple_size(Slots) end,
+        ok = cluster:eventually(fun() -> Seen() =:= 2 end),
         ok = py_pool:add(pool, A),
         await_members(pool, [A, B, C]),
         {Two, lists:usort(places(6))}
@@ -624,6 +645,16 @@ a_connection_that_is_stopped_by_hand_comes_back(Config) ->
         {Two, lists:usort(places(6))}
     end),
     ?assertEqual({[B, C], [A, B, C]}, Result).
+
+%% With a backoff that doubles up to ten seconds the ninth attempt would come after sixteen at best.
+a_member_that_is_down_is_dialled_at_least_once_a_second(Config) ->
+    [Fake = #{node := Node} | _] = fakes(Config),
+    ok = stop_fake(Fake),
+    ok = start_fake(Fake, #{hello => {ok, #{version => 2}}}),
+    client(Config, fun() -> {ok, _} = py_pool:start(pool, #{nodes => [Node]}) end),
+    Attempts = fun() -> length([hello || {hello, _} <- cluster:on(Fake, fun fake_node:log/0)]) end,
+    {Micros, ok} = timer:tc(fun() -> cluster:eventually(fun() -> Attempts() >= 9 end) end),
+    ?assert(Micros < 14000000, Micros).
 
 the_default_node_can_be_a_pool(Config) ->
     Nodes = nodes_of(Config),
