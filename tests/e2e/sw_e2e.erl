@@ -184,8 +184,11 @@ stats(Beam, Node) ->
 %% Starts a program whose output and end are watched.
 start_program(Executable, Arguments, Environment) ->
     Self = self(),
-    Program = spawn(fun() -> own(Self, Executable, Arguments, Environment) end),
-    receive {Program, started} -> Program end.
+    {Program, Reference} = spawn_monitor(fun() -> own(Self, Executable, Arguments, Environment) end),
+    receive
+        {Program, started} -> demonitor(Reference, [flush]), Program;
+        {'DOWN', Reference, process, Program, Why} -> error({cannot_start, Executable, Why})
+    end.
 
 %% The port belongs to a process of its own: whoever starts a suite does not live as long as it.
 own(Starter, Executable, Arguments, Environment) ->
