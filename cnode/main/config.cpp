@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "cnode/dist/handshake.hpp"
+#include "cnode/main/admin.hpp"
 #include "cnode/main/cookie.hpp"
 
 #ifndef SIDEWINDER_VERSION
@@ -147,7 +148,7 @@ std::string filled_in(const std::string& setting, const std::string& text) {
 }
 
 void fill_in(Config& config) {
-  for (const char* setting : {"name", "sname", "listen", "peer", "home"}) {
+  for (const char* setting : {"name", "sname", "listen", "peer", "home", "admin"}) {
     for (std::string& value : config.values.at(setting).values) value = filled_in(setting, value);
   }
 }
@@ -317,7 +318,8 @@ const std::vector<Setting>& settings() {
   static const std::vector<Setting> table{
       {"name", "",
        "node name with a full host name or address: NAME@HOST; may contain {hostname}, {fqdn}, "
-       "{pod_ip}, {pod_ip_dashed}, {pod_name}, {pod_namespace}, as may listen, peer and home; "
+       "{pod_ip}, {pod_ip_dashed}, {pod_name}, {pod_namespace}, as may listen, peer, home and "
+       "admin; "
        "'undefined': the first peer we dial names us"},
       {"sname", "", "node name with a short host name: NAME or NAME@HOST; 'undefined' as above"},
       {"config", "", "file of these settings, TOML, or JSON if it ends with .json"},
@@ -358,6 +360,9 @@ const std::vector<Setting>& settings() {
        "Python's print, sys.stderr and logging go to the log, a line each; off: they go where "
        "Python sends them",
        Kind::kSwitch},
+      {"admin", "",
+       "address and port of /livez, /readyz, /startupz and /metrics: ADDRESS:PORT, or PORT on the "
+       "loopback [off]"},
       {"log-level", "info", "trace, debug, info, warning, error, critical or off"},
       {"log-format", "text", "text or json"},
   };
@@ -436,6 +441,8 @@ Config read_config(int argc, char** argv) {
     throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
   config.none_atom = one(config, "none");
   config.capture = on_or_off(config, "capture");
+  config.admin = one(config, "admin");
+  if (!config.admin.empty()) Admin::address_of(config.admin);  // so that a bad one is told at once
   config.drain = std::chrono::seconds(number(config, "drain-timeout", 0, 86'400));
   if (const char* eof = environment("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {
     config.stop_on_stdin_eof = std::string(eof) == "1";

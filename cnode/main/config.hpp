@@ -41,6 +41,7 @@ struct Config {
   std::string log_level;
   base::LogFormat log_format = base::LogFormat::kText;
   std::string none_atom;
+  std::string admin;
   std::chrono::milliseconds drain{20'000};
   bool print = false;
   bool check = false;

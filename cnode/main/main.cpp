@@ -23,8 +23,11 @@
 
 #include "cnode/base/log.hpp"
 #include "cnode/bridge/runtime.hpp"
+#include "cnode/main/admin.hpp"
 #include "cnode/main/config.hpp"
 #include "cnode/main/interpreter.hpp"
+#include "cnode/main/metrics.hpp"
+#include "cnode/main/service_manager.hpp"
 #include "cnode/py/gil.hpp"
 
 namespace {
@@ -89,6 +92,7 @@ int run(const Config& config) {
     end.set_value(code);
   };
 
+  node_main::ServiceManager manager(reactor);  // before Python copies the environment
   node_main::start_interpreter(config);
   std::unique_ptr<bridge::Runtime> runtime;
   try {
@@ -108,6 +112,7 @@ int run(const Config& config) {
     }
     spdlog::info("draining: new calls are refused, accepted ones have {} s",
                  std::chrono::duration_cast<std::chrono::seconds>(config.drain).count());
+    manager.stopping();
     runtime->drain(config.drain, [&] { finish(kStopped); });
   };
   std::function<void()> wait_for_signal = [&] {
@@ -119,6 +124,19 @@ int run(const Config& config) {
   };
   wait_for_signal();
   signal(SIGPIPE, SIG_IGN);  // NOLINT: no handler, so nothing to be unsafe
+
+  node_main::Admin::Hooks admin_hooks;
+  admin_hooks.not_ready = [&] {
+    std::vector<std::string> reasons;
+    if (draining) reasons.emplace_back("draining");
+    if (!runtime->node().ready()) reasons.emplace_back("not registered with epmd");
+    return reasons;
+  };
+  admin_hooks.ask_python = [&](std::function<void()> answer) { runtime->loop().post(answer); };
+  admin_hooks.metrics = [&] {
+    return node_main::metrics_of(*runtime, config.runtime.version.c_str(), draining);
+  };
+  const auto admin = std::make_shared<node_main::Admin>(reactor, std::move(admin_hooks));
 
   std::array<char, 256> input_buffer{};
   std::unique_ptr<asio::posix::stream_descriptor> input;
@@ -136,6 +154,11 @@ int run(const Config& config) {
       spdlog::error("{}", why);
       finish(kNameTaken);
     });
+    if (!config.admin.empty()) {
+      const std::uint16_t port = admin->start(node_main::Admin::address_of(config.admin));
+      spdlog::info("admin: listening on port {}", port);
+    }
+    manager.start([&] { return runtime->node().ready(); });
   } catch (...) {
     runtime->stop();
     work.reset();
