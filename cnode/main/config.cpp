@@ -242,10 +242,11 @@ std::map<std::string, FileValue> read_file(const CLI::Option& option,
   }
   if (path.empty()) return {};
   auto file = read_settings_file(path);
-  for (const auto& [name, value] : file) {
+  for (const auto& entry : file) {
+    const std::string& name = entry.first;
     const auto known = [&](const Setting& setting) { return setting.name == name; };
     if (name == "config" || std::none_of(settings().begin(), settings().end(), known))
-      throw ConfigError("config: " + value.origin + ": there is no setting " + name);
+      throw ConfigError("config: " + entry.second.origin + ": there is no setting " + name);
   }
   return file;
 }
