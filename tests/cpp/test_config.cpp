@@ -199,6 +199,7 @@ TEST_CASE_METHOD(Fixture, "every setting can come from the environment", "[confi
     if (name == "peer" || name == "home") value = "p@127.0.0.1";
     if (name == "sname") continue;  // not beside a name
     if (name == "cookie-file") value = cookie;
+    if (name == "admin") value = "127.0.0.1:0";
     if (name == "config") value = directory.file("empty.toml", "", 0644);
     const Environment environment{{variable, value}};
     std::vector<std::string> arguments;
