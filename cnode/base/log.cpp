@@ -1,5 +1,7 @@
 #include "cnode/base/log.hpp"
 
+#include "cnode/base/trace.hpp"
+
 #include <spdlog/formatter.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -56,7 +58,12 @@ class JsonFormatter final : public spdlog::formatter {
     const auto level = spdlog::level::to_string_view(message.level);
     line.append(level.data(), level.size());
     line += "\",\"node\":\"" + json_escape(node_) + "\",\"msg\":\"";
-    line += json_escape({message.payload.data(), message.payload.size()}) + "\"}\n";
+    line += json_escape({message.payload.data(), message.payload.size()}) + "\"";
+    if (const std::string_view trace = LogTrace::trace_id(); !trace.empty()) {
+      line += ",\"trace_id\":\"" + json_escape(trace) + "\",\"span_id\":\"" +
+              json_escape(LogTrace::span_id()) + "\"";
+    }
+    line += "}\n";
     out.append(line.data(), line.data() + line.size());
   }
 
@@ -66,6 +73,25 @@ class JsonFormatter final : public spdlog::formatter {
 
  private:
   std::string node_;
+};
+
+// At the end of a line of text: the ids of the trace, where there is one.
+class TraceFlag final : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg&, const std::tm&, spdlog::memory_buf_t& out) override {
+    const std::string_view trace = LogTrace::trace_id();
+    if (trace.empty()) return;
+    const auto add = [&](std::string_view text) {
+      out.append(text.data(), text.data() + text.size());
+    };
+    add(" trace_id=");
+    add(trace);
+    add(" span_id=");
+    add(LogTrace::span_id());
+  }
+  std::unique_ptr<custom_flag_formatter> clone() const override {
+    return std::make_unique<TraceFlag>();
+  }
 };
 
 }  // namespace
@@ -108,7 +134,9 @@ void configure_logging(std::string_view level, LogFormat format, const std::stri
   if (format == LogFormat::kJson) {
     logger->set_formatter(std::make_unique<JsonFormatter>(node));
   } else {
-    logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l %v");
+    auto text = std::make_unique<spdlog::pattern_formatter>();
+    text->add_flag<TraceFlag>('*').set_pattern("%Y-%m-%dT%H:%M:%S.%e %l %v%*");
+    logger->set_formatter(std::move(text));
   }
   logger->set_level(value);
   logger->flush_on(spdlog::level::trace);

@@ -27,6 +27,8 @@ enum class ErrorCode {
   kClosed,
 };
 
+inline constexpr std::size_t kErrorCodes = 10;
+
 std::string_view to_string(ErrorCode code);
 
 struct Error {

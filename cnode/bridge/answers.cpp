@@ -35,6 +35,7 @@ void Answers::touched(const OutboxPtr& outbox) {
 
 void Answers::flush() {
   if (!dirty()) return;
+  if (results_ != nullptr) return results_->flush();
   std::vector<OutboxPtr> taken;
   {
     const std::lock_guard lock(mutex_);
@@ -82,14 +83,29 @@ void Answers::refuse(const Call& call, std::string_view reason) {
   reply.finish(false);
 }
 
+void Answers::finish(const Call& call, bool ok, etf::Bytes value) {
+  Reply reply(call, *this);
+  if (!reply.wanted()) {
+    call.done.store(true, std::memory_order_release);
+    return;
+  }
+  if (ok)
+    reply.begin_ok();
+  else
+    reply.begin_error();
+  reply.out().raw(value);
+  reply.finish(ok);
+}
+
 Reply::Reply(const Call& call, Answers& answers)
     : call_(call), answers_(answers), message_(), writer_(message_.bytes) {
   switch (call.kind) {
     case Call::Kind::kRequest:
-      message_ = dist::begin_gen_reply(*call.link, answers.py_pid(), call.from, call.tag);
+      if (answers.results() == nullptr)
+        message_ = dist::begin_gen_reply(*call.link, answers.py_pid(), call.from, call.tag);
       break;
     case Call::Kind::kBatchItem:
-      writer_.tuple(2).unsigned_integer(call.id);
+      if (answers.results() == nullptr) writer_.tuple(2).unsigned_integer(call.id);
       break;
     case Call::Kind::kSpawn:
     case Call::Kind::kErpc:
@@ -104,6 +120,7 @@ Reply::Reply(const Call& call, Answers& answers)
 }
 
 void Reply::begin_ok() {
+  if (answers_.results() != nullptr) return;
   if (call_.kind == Call::Kind::kErpc) {
     writer_.tuple(3).raw(call_.result_tag).atom("return");
   } else if (call_.kind != Call::Kind::kSpawn) {
@@ -112,6 +129,7 @@ void Reply::begin_ok() {
 }
 
 void Reply::begin_error() {
+  if (answers_.results() != nullptr) return;
   if (call_.kind == Call::Kind::kErpc) {
     writer_.tuple(4).raw(call_.result_tag).atom("error");
   } else if (call_.kind != Call::Kind::kSpawn) {
@@ -127,6 +145,7 @@ void Reply::finish(bool ok) {
     return etf::Bytes{message_.bytes.data() + dist::Message::kHeadroom,
                       message_.bytes.size() - dist::Message::kHeadroom};
   };
+  if (answers_.results() != nullptr) return answers_.results()->add(call_, ok, payload());
   switch (call_.kind) {
     case Call::Kind::kRequest: {
       const OutboxPtr outbox = call_.outbox ? call_.outbox : answers_.outbox(call_.link->id());

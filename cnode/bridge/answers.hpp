@@ -1,7 +1,8 @@
 // Answers: brings what a call came to back to whoever asked.
 //
 //   Reply (encode here) ──▶ Outbox of the link            '$gen_call', '$py_batch'
-//                      └──▶ exit of the call's process    spawn, erpc
+//                      ├──▶ exit of the call's process    spawn, erpc
+//                      └──▶ Results                       in a worker process: the bare value
 #pragma once
 
 #include <asio/io_context.hpp>
@@ -19,11 +20,26 @@
 
 namespace bridge {
 
+// Where a worker process puts what its calls came to; the node does the rest. Any thread.
+class Results {
+ public:
+  virtual ~Results() = default;
+  virtual void add(const Call& call, bool ok, etf::Bytes value) = 0;
+  // What the call's caller sent is not to be trusted; before its result.
+  virtual void distrust(const Call& call) = 0;
+  virtual void flush() = 0;
+  virtual bool dirty() const = 0;
+};
+
 class Answers {
  public:
   Answers(asio::io_context& reactor, dist::Node*& node) : reactor_(reactor), node_(node) {}
   Answers(const Answers&) = delete;
   Answers& operator=(const Answers&) = delete;
+
+  // Before anything is answered.
+  void send_to(Results& results) { results_ = &results; }
+  Results* results() const { return results_; }
 
   // Reactor thread.
   void link_up(const dist::LinkPtr& link, etf::Bytes py_pid);
@@ -32,7 +48,10 @@ class Answers {
   // Any thread.
   OutboxPtr outbox(std::uint64_t link) const;
   void flush();
-  bool dirty() const { return dirty_count_.load(std::memory_order_relaxed) > 0; }
+  bool dirty() const {
+    if (results_ != nullptr) return results_->dirty();
+    return dirty_count_.load(std::memory_order_relaxed) > 0;
+  }
   // Empty before the first link, the same ever after.
   etf::Bytes py_pid() const {
     if (!py_pid_known_.load(std::memory_order_acquire)) return {};
@@ -45,12 +64,15 @@ class Answers {
 
   // {error, Reason} or its like in the call's own form; Reason an atom. Any thread, no Python.
   void refuse(const Call& call, std::string_view reason);
+  // The same with a value or a reason that is already encoded.
+  void finish(const Call& call, bool ok, etf::Bytes value);
 
  private:
   friend class Reply;
 
   asio::io_context& reactor_;
   dist::Node*& node_;
+  Results* results_ = nullptr;
   std::vector<std::uint8_t> py_pid_;  // written once, before py_pid_known_
   std::atomic<bool> py_pid_known_{false};
   mutable std::mutex mutex_;

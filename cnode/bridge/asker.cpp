@@ -45,6 +45,12 @@ std::optional<etf::RefView> reference_in(etf::Reader& in) {
 // --- telling
 // -----------------------------------------------------------------------------------------------------
 
+void write_trace(etf::Writer& out, Question& question, const base::TraceContext& trace) {
+  out.tuple(4).atom("trace").unsigned_integer(question.id);
+  out.binary(trace.parent()).binary(trace.state());
+  question.items = 2;
+}
+
 void Asker::tell(Question& question, Question::Told told, Payload payload, etf::Bytes bytes) {
   question.payload = std::move(payload);
   question.bytes = bytes;
@@ -239,7 +245,8 @@ bool Asker::on_coordinator(dist::Link& link, etf::Bytes message) {
     const std::lock_guard lock(mutex_);
     waiting.swap(remote->waiting);
     std::erase_if(waiting, [&](const auto& item) { return !questions_.contains(item.first); });
-    for (const auto& [id, item] : waiting) send_item(*remote, *coordinator, item.bytes());
+    for (const auto& [id, item] : waiting)
+      send_item(*remote, *coordinator, item.bytes(), questions_.at(id)->items);
     remote->coordinator = coordinator;
     remote->state = Remote::State::kKnown;
     remote->known_since = ++greeted_;
@@ -261,9 +268,11 @@ std::string Asker::first_peer() const {
 // --- calls
 // -------------------------------------------------------------------------------------------------------
 
-void Asker::send_item(Remote& remote, const dist::Raw8& coordinator, etf::Bytes item) {
+void Asker::send_item(Remote& remote, const dist::Raw8& coordinator, etf::Bytes item,
+                      std::uint32_t items) {
   etf::Reader in(dist::view(coordinator));
-  if (remote.outbox->add_call(*in.pid(), item) == Outbox::Added::kFlushNow) remote.outbox->flush();
+  if (remote.outbox->add_call(*in.pid(), item, items) == Outbox::Added::kFlushNow)
+    remote.outbox->flush();
 }
 
 void Asker::call(const QuestionPtr& question, std::string_view node, etf::Buffer item) {
@@ -293,7 +302,7 @@ void Asker::call(const QuestionPtr& question, std::string_view node, etf::Buffer
         [self = shared_from_this(), remote](dist::Node&) { self->look_for_coordinator(remote); });
   }
   if (!now) return;
-  send_item(*remote, *coordinator, now->bytes());
+  send_item(*remote, *coordinator, now->bytes(), question->items);
   answers_.touched(remote->outbox);
 }
 

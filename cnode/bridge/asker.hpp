@@ -29,6 +29,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "cnode/base/trace.hpp"
 #include "cnode/bridge/answers.hpp"
 #include "cnode/bridge/call.hpp"
 #include "cnode/mailbox/channel_queue.hpp"
@@ -47,6 +48,7 @@ struct Question {
   };
 
   Kind kind = Kind::kCall;
+  std::uint8_t items = 1;      // kCall: its trace context travels as one in front of it
   bool from_thread = false;    // which waits for the answer, and may ask again at once
   bool expected_back = false;  // by the asker, once it is answered; written before `told`
   std::uint64_t id = 0;
@@ -63,6 +65,9 @@ struct Question {
   bool answered() const { return told.load(std::memory_order_acquire) != Told::kNothing; }
 };
 using QuestionPtr = std::shared_ptr<Question>;
+
+// {trace, Id, TraceParent, TraceState}, in front of a call's own item.
+void write_trace(etf::Writer& out, Question& question, const base::TraceContext& trace);
 
 class Asker : public std::enable_shared_from_this<Asker> {
  public:
@@ -159,7 +164,8 @@ class Asker : public std::enable_shared_from_this<Asker> {
   void expect(std::size_t threads);
   QuestionPtr take(std::uint64_t link, const dist::RefKey& ref,
                    std::optional<Question::Kind> kind = std::nullopt);
-  void send_item(Remote& remote, const dist::Raw8& coordinator, etf::Bytes item);
+  void send_item(Remote& remote, const dist::Raw8& coordinator, etf::Bytes item,
+                 std::uint32_t items = 1);
   void demonitor(const Question& question);
   void deliver_here(const QuestionPtr& question, const Target& target, etf::Buffer message);
   static void tell(Question& question, Question::Told told, Payload payload, etf::Bytes bytes);

@@ -233,6 +233,13 @@ void AsyncLoop::begin(const CallPtr& call, py::Ref coroutine) {
 
 // Its context says for whom it works.
 py::Ref AsyncLoop::make_task(Call& call, const py::Ref& coroutine) {
+  struct Tracing {
+    const Hooks& hooks;
+    py::Ref tokens;
+    ~Tracing() {
+      if (tokens) hooks.leave_trace(tokens);
+    }
+  } tracing{hooks_, call.trace && hooks_.enter_trace ? hooks_.enter_trace(call) : py::Ref()};
   const py::Ref served = hooks_.served ? hooks_.served(call) : py::Ref();
   if (!served) return py::check(PyObject_CallOneArg(create_task_.get(), coroutine.get()));
   const py::Ref before = py::check(PyContextVar_Set(hooks_.served_variable, served.get()));

@@ -29,6 +29,9 @@ class AsyncLoop {
     // Under the GIL: for whom the call's coroutine works, and the context variable that says so.
     std::function<py::Ref(Call&)> served;
     PyObject* served_variable = nullptr;
+    // Under the GIL, around the making of a task: what leave_trace gets is what enter_trace said.
+    std::function<py::Ref(const Call&)> enter_trace;
+    std::function<void(const py::Ref&)> leave_trace;
   };
 
   explicit AsyncLoop(Hooks hooks) : hooks_(std::move(hooks)) {}

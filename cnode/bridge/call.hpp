@@ -11,9 +11,13 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
+#include "cnode/base/memory_budget.hpp"
+#include "cnode/base/trace.hpp"
+#include "cnode/bridge/call_metrics.hpp"
 #include "cnode/dist/link.hpp"
 #include "cnode/dist/process_table.hpp"
 #include "cnode/etf/reader.hpp"
@@ -23,6 +27,16 @@ namespace bridge {
 
 // The bytes of one incoming message; the items of a batch share them.
 using Payload = std::shared_ptr<const etf::Buffer>;
+
+// Counted as long as somebody has it.
+inline Payload keep_charged(etf::Buffer bytes, base::Charge charge) {
+  struct Held {
+    etf::Buffer bytes;
+    base::Charge charge;
+  };
+  auto held = std::make_shared<const Held>(Held{std::move(bytes), std::move(charge)});
+  return {held, &held->bytes};
+}
 
 class Outbox;
 
@@ -49,7 +63,7 @@ struct Call {
   Kind kind = Kind::kRequest;
   dist::LinkPtr link;
   std::shared_ptr<Outbox> outbox;  // of the link; looked up when it is not set
-  Payload payload;
+  mutable Payload payload;         // given up once it is over; then the views below are void
   etf::Bytes
       request;  // kRequest, kCast, kBatchItem: the term; kSpawn, kErpc, kErpcCast: the arguments
   // Who asked, as far as the kind knows.
@@ -62,10 +76,19 @@ struct Call {
   etf::Bytes result_tag;  // kErpc: Res
   dist::RefKey key;       // under which the Router knows it
   std::string caller;     // kFreeNamespace: the pid
+  // Under which the node and its worker processes know it; 0 where there are none.
+  std::uint64_t number = 0;
+  std::string_view peer;  // in a worker process, which has no link: whose call it is
 
   std::shared_ptr<Served> served;  // of one that runs as a task
   void* job = nullptr;             // kJob, owned, under the GIL: PyObject*
   void* job_done = nullptr;        // likewise: called on the loop thread with (value, exception)
+
+  std::shared_ptr<const base::TraceContext> trace;     // once it is parsed, under the GIL
+  CallMetrics::Clock::time_point received{};           // by the reactor
+  CallMetrics::Clock::time_point taken{};              // by a worker or the loop thread
+  CallMetrics::Function* function_counts = nullptr;    // once the function is known; under the GIL
+  mutable std::optional<CallMetrics::Result> outcome;  // once it was counted; likewise
 
   std::atomic<bool> cancelled{false};
   mutable std::atomic<bool> done{false};  // answered, or nobody to answer

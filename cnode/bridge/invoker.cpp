@@ -9,8 +9,6 @@
 namespace bridge {
 
 using base::ErrorCode;
-using base::Result;
-
 namespace {
 
 constexpr std::size_t kMaxNames = 20'000;
@@ -22,7 +20,7 @@ std::string_view as_text(etf::Bytes bytes) {
 }
 
 // An atom's or a binary's text; module and function names come as either.
-Result<std::string_view> name_text(etf::Reader& in) {
+base::Result<std::string_view> name_text(etf::Reader& in) {
   auto tag = in.peek();
   if (!tag) return tag.error();
   if (*tag == etf::kBinary) {
@@ -35,6 +33,19 @@ Result<std::string_view> name_text(etf::Reader& in) {
   if (atom->latin1 && !etf::is_utf8(atom->text))
     return base::Error{ErrorCode::kUnsupported, 0, "a Latin-1 name"};
   return atom->text;
+}
+
+// TraceParent or {TraceParent, TraceState}, both binaries; anything else is none.
+std::optional<base::TraceContext> trace_in(etf::Bytes term) {
+  etf::Reader in(term);
+  if (auto parent = in.binary()) return base::TraceContext::of(as_text(*parent));
+  etf::Reader pair(term);
+  auto arity = pair.tuple();
+  if (!arity || *arity != 2) return std::nullopt;
+  auto parent = pair.binary();
+  auto state = pair.binary();
+  if (!parent || !state) return std::nullopt;
+  return base::TraceContext::of(as_text(*parent), as_text(*state));
 }
 
 bool is_coroutine(PyObject* value) {
@@ -59,10 +70,34 @@ struct Invoker::Request {
   etf::Bytes locals;
   etf::PidView caller;
   term::BinaryPolicy binary = term::BinaryPolicy::kAuto;
+  std::optional<base::TraceContext> trace;
 };
 
-Invoker::Invoker(term::Codec& codec, Answers& answers, Options options, Hooks hooks)
-    : codec_(codec), answers_(answers), options_(std::move(options)), hooks_(std::move(hooks)) {
+// While it lives the code of a call runs in the call's trace context.
+class Invoker::Tracing {
+ public:
+  Tracing(const Invoker& invoker, const Call& call)
+      : invoker_(invoker), log_(call.trace.get()), tokens_(invoker.enter_trace(call)) {}
+  ~Tracing() { invoker_.leave_trace(tokens_); }
+  Tracing(const Tracing&) = delete;
+  Tracing& operator=(const Tracing&) = delete;
+
+ private:
+  const Invoker& invoker_;
+  const base::LogTrace log_;
+  const py::Ref tokens_;
+};
+
+Invoker::Invoker(term::Codec& codec, Answers& answers, CallMetrics& metrics, Options options,
+                 Hooks hooks)
+    : codec_(codec),
+      answers_(answers),
+      metrics_(metrics),
+      options_(std::move(options)),
+      hooks_(std::move(hooks)) {
+  const py::Ref trace = py::import("erlang._trace");
+  enter_trace_ = py::attribute(trace.get(), "enter");
+  leave_trace_ = py::attribute(trace.get(), "leave");
   cancelled_ = py::attribute(py::import("erlang.exceptions").get(), "Cancelled");
   py::Ref builtins = py::import("builtins");
   for (const char* name : {"eval", "exec", "compile", "__import__"}) {
@@ -76,7 +111,7 @@ Invoker::~Invoker() = default;
 // --- requests
 // ----------------------------------------------------------------------------------------------------
 
-Result<Invoker::Request> Invoker::parse(const Call& call) const {
+base::Result<Invoker::Request> Invoker::parse(const Call& call) const {
   const auto wrong = [](std::string what) {
     return base::Error{ErrorCode::kWrongType, 0, std::move(what)};
   };
@@ -139,8 +174,10 @@ Result<Invoker::Request> Invoker::parse(const Call& call) const {
             request.binary = term::BinaryPolicy::kBytes;
           else
             return wrong("options: binary");
-        } else if (auto value = in.term(); !value) {
-          return value.error();
+        } else {
+          auto value = in.term();
+          if (!value) return value.error();
+          if (*key == "trace") request.trace = trace_in(*value);
         }
       }
     }
@@ -187,7 +224,7 @@ void Invoker::run(const CallPtr& call) noexcept {
   try {
     if (call->kind == Call::Kind::kFreeNamespace) return free_namespace(call->caller);
     if (call->cancelled.load(std::memory_order_relaxed)) {
-      return answers_.refuse(*call, "cancelled");
+      return refuse(*call, "cancelled", Result::kCancelled);
     }
     auto request = parse(*call);
     if (!request) {
@@ -197,7 +234,8 @@ void Invoker::run(const CallPtr& call) noexcept {
       auto whole = in.term();
       if (!whole) return report_bad_term(*call, whole.error());
       if (call->kind == Call::Kind::kCast) {
-        spdlog::warn("{}: a cast that is none of ours was dropped", call->link->peer().name);
+        spdlog::warn("{}: a cast that is none of ours was dropped",
+                     call->link ? call->link->peer().name : call->from.node.utf8());
       }
       return refuse(*call, [&](etf::Writer& out) { out.tuple(2).atom("bad_request").raw(*whole); });
     }
@@ -213,11 +251,13 @@ void Invoker::run(const CallPtr& call) noexcept {
   } catch (const std::exception& error) {
     WorkerPool::leave_user_code();
     spdlog::error("a call failed inside the node: {}", error.what());
-    answers_.refuse(*call, "system_limit");
+    refuse(*call, "system_limit");
   }
 }
 
 void Invoker::run_parsed(const CallPtr& call, const Request& request) {
+  if (request.trace) call->trace = std::make_shared<const base::TraceContext>(*request.trace);
+  const Tracing tracing(*this, *call);
   if (request.verb == Request::Verb::kCall) return call_function(call, request);
   run_code(call, request);
 }
@@ -276,6 +316,7 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
   }
 
   py::Ref callable = resolve(request.module, request.function);
+  call->function_counts = metrics_.function(request.module, request.function);
   std::array<PyObject*, kInlineArguments + 1> few{};
   std::vector<PyObject*> many;
   PyObject** slots = few.data();
@@ -296,7 +337,7 @@ void Invoker::deliver(const CallPtr& call, py::Ref value) {
   if (is_coroutine(value.get())) {
     if (hooks_.start_task(call, value)) return;
     py::check(PyObject_CallMethod(value.get(), "close", nullptr));
-    return answers_.refuse(*call, "overloaded");
+    return refuse(*call, "overloaded");
   }
   answer(*call, value.get());
 }
@@ -305,13 +346,14 @@ void Invoker::deliver(const CallPtr& call, py::Ref value) {
 // -----------------------------------------------------------------------------------------------
 
 void Invoker::run_code(const CallPtr& call, const Request& request) {
+  call->function_counts =
+      metrics_.function("builtins", request.verb == Request::Verb::kEval ? "eval" : "exec");
   const std::string caller(as_text(request.caller.raw));
   auto [found, fresh] = namespaces_.try_emplace(caller);
   Namespace& space = found->second;
   if (space.busy) {
     if (space.waiting.size() >= kMaxWaiting) {
-      WorkerPool::leave_user_code();
-      return answers_.refuse(*call, "overloaded");
+      return refuse(*call, "overloaded");
     }
     space.waiting.push_back(call);
     return;
@@ -451,6 +493,8 @@ void Invoker::check_no_evaluation(PyObject* object) {
 bool Invoker::is_async(const CallPtr& call) noexcept {
   try {
     if (call->cancelled.load(std::memory_order_relaxed)) return true;  // answered without a worker
+    const Payload held = call->payload;  // a worker may take it, and be done with it, meanwhile
+    if (call->link && !held) return false;
     auto request = parse(*call);
     if (!request || request->verb != Request::Verb::kCall) return false;
     if (!options_.allow.allows(request->module, request->function)) return true;
@@ -472,8 +516,9 @@ bool Invoker::is_async(const CallPtr& call) noexcept {
 // -----------------------------------------------------------------------------------------------------
 
 void Invoker::answer(const Call& call, PyObject* value) {
+  const auto ran = CallMetrics::Clock::now();
   Reply reply(call, answers_);
-  if (!reply.wanted()) return;
+  if (!reply.wanted()) return over(call, Result::kOk, ran);
   reply.begin_ok();
   if (call.kind != Call::Kind::kSpawn) {
     codec_.encode(value, reply.out());
@@ -481,6 +526,7 @@ void Invoker::answer(const Call& call, PyObject* value) {
       py::raise(PyExc_ValueError, "the result is over the message limit");
   }
   reply.finish(true);
+  over(call, Result::kOk, ran);
 }
 
 void Invoker::finish(const Call& call, PyObject* value, PyObject* exception) noexcept {
@@ -491,27 +537,44 @@ void Invoker::finish(const Call& call, PyObject* value, PyObject* exception) noe
     report(call, error);
   } catch (const std::exception& error) {
     spdlog::error("an answer failed inside the node: {}", error.what());
-    answers_.refuse(call, "system_limit");
+    refuse(call, "system_limit");
   }
 }
 
+py::Ref Invoker::enter_trace(const Call& call) const {
+  if (!call.trace) return {};
+  return py::check(PyObject_CallFunction(enter_trace_.get(), "s#s#", call.trace->parent().data(),
+                                         static_cast<Py_ssize_t>(call.trace->parent().size()),
+                                         call.trace->state().data(),
+                                         static_cast<Py_ssize_t>(call.trace->state().size())));
+}
+
+void Invoker::leave_trace(const py::Ref& tokens) const noexcept {
+  if (!tokens) return;
+  const py::Ref left = py::Ref::steal(PyObject_CallOneArg(leave_trace_.get(), tokens.get()));
+  if (!left) PyErr_Clear();
+}
+
 void Invoker::report(const Call& call, const py::Error& error) {
+  const base::LogTrace log(call.trace.get());
   if (error.matches(cancelled_.get()) || error.matches(async_cancelled_.get()))
-    return answers_.refuse(call, "cancelled");
+    return refuse(call, "cancelled", Result::kCancelled);
   const py::Description told = error.describe();
   if (call.kind == Call::Kind::kCast || call.kind == Call::Kind::kErpcCast ||
       call.kind == Call::Kind::kSpawn) {
     spdlog::error("a cast or process raised {}: {}\n{}", told.type, told.message, told.traceback);
   }
-  refuse(call, [&](etf::Writer& out) {
+  const auto reason = [&](etf::Writer& out) {
     out.tuple(4).atom("python").binary(told.type).binary(told.message).binary(told.traceback);
-  });
+  };
+  refuse(call, reason, Result::kError);
 }
 
 void Invoker::report_bad_term(const Call& call, const base::Error& error) {
   const bool untrusted = error.code == ErrorCode::kTruncated ||
                          error.code == ErrorCode::kUnknownTag ||
                          error.code == ErrorCode::kMalformed;
+  if (untrusted && answers_.results() != nullptr) answers_.results()->distrust(call);
   refuse(call, [&](etf::Writer& out) { out.tuple(2).atom("bad_term").binary(error.message()); });
   if (untrusted && call.link) {
     spdlog::warn("{}: a message that cannot be understood ({}); closing the link",
@@ -521,13 +584,26 @@ void Invoker::report_bad_term(const Call& call, const base::Error& error) {
   }
 }
 
-void Invoker::refuse(const Call& call, const std::function<void(etf::Writer&)>& reason) {
+void Invoker::over(const Call& call, Result result, CallMetrics::Clock::time_point ran) {
+  WorkerPool::over(metrics_.answered(call, result, ran));
+  if (call.link) call.payload.reset();  // the Router may remember the call for a while
+}
+
+void Invoker::refuse(const Call& call, std::string_view reason, Result result) {
+  refuse(
+      call, [&](etf::Writer& out) { out.atom(reason); }, result);
+}
+
+void Invoker::refuse(const Call& call, const std::function<void(etf::Writer&)>& reason,
+                     Result result) {
   WorkerPool::leave_user_code();
+  const auto ran = CallMetrics::Clock::now();
   Reply reply(call, answers_);
-  if (!reply.wanted()) return;
+  if (!reply.wanted()) return over(call, result, ran);
   reply.begin_error();
   reason(reply.out());
   reply.finish(false);
+  over(call, result, ran);
 }
 
 }  // namespace bridge

@@ -18,6 +18,7 @@
 #include "cnode/bridge/allow_list.hpp"
 #include "cnode/bridge/answers.hpp"
 #include "cnode/bridge/call.hpp"
+#include "cnode/bridge/call_metrics.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/ref.hpp"
 #include "cnode/term/codec.hpp"
@@ -41,12 +42,15 @@ class Invoker {
     std::function<void(std::string pid)> watch;
   };
 
-  Invoker(term::Codec& codec, Answers& answers, Options options, Hooks hooks);
+  Invoker(term::Codec& codec, Answers& answers, CallMetrics& metrics, Options options, Hooks hooks);
   ~Invoker();
   Invoker(const Invoker&) = delete;
   Invoker& operator=(const Invoker&) = delete;
 
   void run(const CallPtr& call) noexcept;
+  // Around what happens in a call's trace context; nothing for a call without. Under the GIL.
+  py::Ref enter_trace(const Call& call) const;
+  void leave_trace(const py::Ref& tokens) const noexcept;
   // Whether the call's function is a coroutine function of a module already imported.
   bool is_async(const CallPtr& call) noexcept;
   // Loop thread: what a task came to; exactly one of the two is set.
@@ -64,6 +68,7 @@ class Invoker {
     std::deque<CallPtr> waiting;  // eval and exec of one caller run one after the other
   };
 
+  class Tracing;
   base::Result<Request> parse(const Call& call) const;
   void run_parsed(const CallPtr& call, const Request& request);
   void call_function(const CallPtr& call, const Request& request);
@@ -79,16 +84,22 @@ class Invoker {
   void answer(const Call& call, PyObject* value);
   void report(const Call& call, const py::Error& error);
   void report_bad_term(const Call& call, const base::Error& error);
-  void refuse(const Call& call, const std::function<void(etf::Writer&)>& reason);
+  using Result = CallMetrics::Result;
+  void over(const Call& call, Result result, CallMetrics::Clock::time_point ran);
+  void refuse(const Call& call, std::string_view reason, Result result = Result::kRefused);
+  void refuse(const Call& call, const std::function<void(etf::Writer&)>& reason,
+              Result result = Result::kRefused);
   bool allowed(const Call& call, const Request& request);
   void refuse_not_allowed(const Call& call, std::string_view module, std::string_view function);
 
   term::Codec& codec_;
   Answers& answers_;
+  CallMetrics& metrics_;
   const Options options_;
   const Hooks hooks_;
-  py::Ref cancelled_;        // erlang.Cancelled
-  py::Ref async_cancelled_;  // asyncio.CancelledError
+  py::Ref enter_trace_, leave_trace_;  // of erlang._trace
+  py::Ref cancelled_;                  // erlang.Cancelled
+  py::Ref async_cancelled_;            // asyncio.CancelledError
   std::vector<py::Ref> evaluators_;
   std::unordered_map<std::string, py::Ref> names_;    // interned attribute and module names
   std::unordered_map<std::string, py::Ref> modules_;  // fully imported ones

@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "cnode/base/log.hpp"
+#include "cnode/base/trace.hpp"
 #include "cnode/bridge/asker.hpp"
+#include "cnode/bridge/front.hpp"
 #include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/waiting.hpp"
 
@@ -24,13 +26,12 @@ PyTypeObject* g_question_type = nullptr;
   py::throw_fetched();
 }
 
-[[noreturn]] void raise_overloaded(Runtime& runtime) {
-  raise_erlang("ErlangError", runtime.codec().atom("error").get(),
-               runtime.codec().atom("overloaded").get(), nullptr);
+[[noreturn]] void raise_overloaded(term::Codec& codec) {
+  raise_erlang("ErlangError", codec.atom("error").get(), codec.atom("overloaded").get(), nullptr);
 }
 
-py::Ref decoded(Runtime& runtime, etf::Reader& in) {
-  auto value = runtime.codec().decode(in);
+py::Ref decoded(term::Codec& codec, etf::Reader& in) {
+  auto value = codec.decode(in);
   if (value) return std::move(*value);
   py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "DecodeError");
   py::raise(type.get(), value.error().message());
@@ -44,7 +45,7 @@ using ServedPtr = std::shared_ptr<Served>;
 
 ServedPtr describe_served(const Call& call) {
   auto served = std::make_shared<Served>();
-  served->node = call.link->peer().name;
+  served->node = call.link ? call.link->peer().name : std::string(call.peer);
   switch (call.kind) {
     case Call::Kind::kRequest:
     case Call::Kind::kSpawn:
@@ -60,8 +61,9 @@ ServedPtr describe_served(const Call& call) {
 }
 
 // What is being served in this thread or task; null when nothing is.
-ServedPtr served_here(Runtime& runtime) {
-  if (const Call* call = WorkerPool::current_call(); call != nullptr && call->link)
+ServedPtr served_here(term::Codec& codec) {
+  if (const Call* call = WorkerPool::current_call();
+      call != nullptr && (call->link || !call->peer.empty()))
     return describe_served(*call);
   PyObject* value = nullptr;
   py::check_status(PyContextVar_Get(g_served, nullptr, &value));
@@ -73,7 +75,7 @@ ServedPtr served_here(Runtime& runtime) {
   }
   // A server's own: the process whose request it handles.
   etf::Pid pid;
-  if (!runtime.codec().as_pid(mark.get(), pid)) return nullptr;
+  if (!codec.as_pid(mark.get(), pid)) return nullptr;
   auto served = std::make_shared<Served>();
   const etf::Buffer raw = encode_pid(pid);
   served->node = pid.node;
@@ -83,7 +85,7 @@ ServedPtr served_here(Runtime& runtime) {
 
 // Its node; empty when it is none, or this one.
 std::string served_peer(Runtime& runtime) {
-  const ServedPtr served = served_here(runtime);
+  const ServedPtr served = served_here(runtime.codec());
   return served && served->node != runtime.node().name() ? served->node : std::string();
 }
 
@@ -111,12 +113,12 @@ QuestionPtr make_question(Runtime& runtime, Question::Kind kind, mailbox::Waiter
   return question;
 }
 
-void encode_list(Runtime& runtime, etf::Writer& out, PyObject* items, const char* what) {
+void encode_list(term::Codec& codec, etf::Writer& out, PyObject* items, const char* what) {
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
   out.list(static_cast<std::uint32_t>(count));
   for (Py_ssize_t i = 0; i < count; ++i) {
-    runtime.codec().encode(PySequence_Fast_GET_ITEM(items, i), out,
-                           std::string(what) + "[" + std::to_string(i) + "]");
+    codec.encode(PySequence_Fast_GET_ITEM(items, i), out,
+                 std::string(what) + "[" + std::to_string(i) + "]");
   }
   if (count > 0) out.nil();
 }
@@ -130,14 +132,28 @@ void check_size(const etf::Buffer& message) {
     py::raise(PyExc_ValueError, "the arguments are over the message limit");
 }
 
+// A pair of traceparent and tracestate; nothing for what is no trace context.
+std::optional<base::TraceContext> trace_argument(PyObject* trace) {
+  if (trace == Py_None || PyTuple_Check(trace) == 0) return std::nullopt;
+  const char *parent = nullptr, *state = nullptr;
+  Py_ssize_t parent_size = 0, state_size = 0;
+  if (PyArg_ParseTuple(trace, "s#s#", &parent, &parent_size, &state, &state_size) == 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  return base::TraceContext::of({parent, static_cast<std::size_t>(parent_size)},
+                                {state, static_cast<std::size_t>(state_size)});
+}
+
 Send prepare_call(Runtime& runtime, const QuestionPtr& question, std::uint64_t caller,
-                  PyObject* name, PyObject* arguments, const std::string& node) {
+                  PyObject* name, PyObject* arguments, const std::string& node, PyObject* trace) {
   const std::string function = text_argument(name, "a function's name");
   auto item = std::make_shared<etf::Buffer>();
   etf::Writer out(*item);
+  if (const auto context = trace_argument(trace)) write_trace(out, *question, *context);
   out.tuple(5).atom("call").unsigned_integer(question->id).unsigned_integer(caller);
   out.binary(function);
-  encode_list(runtime, out, sequence(arguments, "the arguments are no sequence").get(),
+  encode_list(runtime.codec(), out, sequence(arguments, "the arguments are no sequence").get(),
               "arguments");
   check_size(*item);
   return [&runtime, node, item](const QuestionPtr& asked) {
@@ -172,7 +188,7 @@ Send prepare_remote(Runtime& runtime, const QuestionPtr& question, PyObject* nod
   auto list = std::make_shared<etf::Buffer>();
   etf::Writer out(*list);
   out.list(4).reference(question->ref).atom(m).atom(f);
-  encode_list(runtime, out, sequence(arguments, "the arguments are no sequence").get(),
+  encode_list(runtime.codec(), out, sequence(arguments, "the arguments are no sequence").get(),
               "arguments");
   out.nil();
   check_size(*list);
@@ -185,8 +201,7 @@ Send prepare_remote(Runtime& runtime, const QuestionPtr& question, PyObject* nod
 // -----------------------------------------------------------------------------------------------------
 
 // {Id, Result}'s Result: docs/protocol.md.
-py::Ref call_result(Runtime& runtime, const Question& question) {
-  term::Codec& codec = runtime.codec();
+py::Ref call_result(term::Codec& codec, const Question& question) {
   etf::Reader in(question.bytes);
   if (auto word = in.atom()) {
     if (*word == "not_registered")
@@ -196,21 +211,21 @@ py::Ref call_result(Runtime& runtime, const Question& question) {
   }
   auto arity = in.tuple();
   auto word = in.atom();
-  if (arity && word && *arity == 2 && *word == "ok") return decoded(runtime, in);
+  if (arity && word && *arity == 2 && *word == "ok") return decoded(codec, in);
   if (arity && word && *arity == 2 && *word == "signal") {
-    const py::Ref why = decoded(runtime, in);
+    const py::Ref why = decoded(codec, in);
     const py::Ref signal = codec.atom("signal");
     const py::Ref reason = py::check(PyTuple_Pack(2, signal.get(), why.get()));
     raise_erlang("ErlangError", codec.atom("exit").get(), reason.get(), nullptr);
   }
   if (arity && word && *arity == 3) {
     const py::Ref kind = codec.atom(word->utf8());
-    const py::Ref reason = decoded(runtime, in);
-    const py::Ref stack = decoded(runtime, in);
+    const py::Ref reason = decoded(codec, in);
+    const py::Ref stack = decoded(codec, in);
     raise_erlang("ErlangError", kind.get(), reason.get(), stack.get());
   }
   etf::Reader whole(question.bytes);
-  raise_erlang("ErlangError", codec.atom("error").get(), decoded(runtime, whole).get(), nullptr);
+  raise_erlang("ErlangError", codec.atom("error").get(), decoded(codec, whole).get(), nullptr);
 }
 
 bool is_no_connection(etf::Bytes reason) {
@@ -221,31 +236,29 @@ bool is_no_connection(etf::Bytes reason) {
 
 // erpc's exit reason: {Ref, return, V}, {Ref, throw | exit, R}, {Ref, error, R, Stack}; anything
 // else ended the process before it came to that.
-py::Ref remote_result(Runtime& runtime, const Question& question) {
-  term::Codec& codec = runtime.codec();
+py::Ref remote_result(term::Codec& codec, const Question& question) {
   etf::Reader in(question.bytes);
   auto arity = in.tuple();
   auto ref = in.reference();
   if (arity && ref && ref->words == question.ref.words) {
     auto word = in.atom();
-    if (word && *arity == 3 && *word == "return") return decoded(runtime, in);
+    if (word && *arity == 3 && *word == "return") return decoded(codec, in);
     if (word && (*arity == 3 || *arity == 4)) {
       const py::Ref kind = codec.atom(word->utf8());
-      const py::Ref reason = decoded(runtime, in);
-      const py::Ref stack = *arity == 4 ? decoded(runtime, in) : py::Ref();
+      const py::Ref reason = decoded(codec, in);
+      const py::Ref stack = *arity == 4 ? decoded(codec, in) : py::Ref();
       raise_erlang("ErlangError", kind.get(), reason.get(), stack.get());
     }
   }
   if (is_no_connection(question.bytes)) raise_no_connection();
   etf::Reader whole(question.bytes);
-  const py::Ref why = decoded(runtime, whole);
+  const py::Ref why = decoded(codec, whole);
   const py::Ref signal = codec.atom("signal");
   const py::Ref reason = py::check(PyTuple_Pack(2, signal.get(), why.get()));
   raise_erlang("ErlangError", codec.atom("exit").get(), reason.get(), nullptr);
 }
 
-py::Ref result_of(Runtime& runtime, const Question& question) {
-  term::Codec& codec = runtime.codec();
+py::Ref result_of(term::Codec& codec, const Question& question) {
   etf::Reader in(question.bytes);
   switch (question.told.load(std::memory_order_acquire)) {
     case Question::Told::kNothing:
@@ -253,20 +266,20 @@ py::Ref result_of(Runtime& runtime, const Question& question) {
     case Question::Told::kNoConnection:
       raise_no_connection();
     case Question::Told::kRefused:
-      raise_erlang("ErlangError", codec.atom("error").get(), decoded(runtime, in).get(), nullptr);
+      raise_erlang("ErlangError", codec.atom("error").get(), decoded(codec, in).get(), nullptr);
     case Question::Told::kDown:
       if (is_no_connection(question.bytes)) raise_no_connection();
-      raise_erlang("ErlangError", codec.atom("exit").get(), decoded(runtime, in).get(), nullptr);
+      raise_erlang("ErlangError", codec.atom("exit").get(), decoded(codec, in).get(), nullptr);
     case Question::Told::kAnswer:
       break;
   }
   switch (question.kind) {
     case Question::Kind::kCall:
-      return call_result(runtime, question);
+      return call_result(codec, question);
     case Question::Kind::kRequest:
-      return decoded(runtime, in);
+      return decoded(codec, in);
     case Question::Kind::kRemote:
-      return remote_result(runtime, question);
+      return remote_result(codec, question);
   }
   return none();
 }
@@ -274,15 +287,15 @@ py::Ref result_of(Runtime& runtime, const Question& question) {
 // --- from a thread
 // -----------------------------------------------------------------------------------------------
 
-void refuse_on_loop(Runtime& runtime, const char* instead) {
-  if (!runtime.loop().is_loop_thread()) return;
+void refuse_on_loop(AsyncLoop& loop, const char* instead) {
+  if (!loop.is_loop_thread()) return;
   py::raise(PyExc_RuntimeError,
             std::string("this would block the node's event loop; use await erlang.") + instead);
 }
 
 // Sends the question and waits for the answer, both without the GIL. A worker is replaced while it
 // waits.
-py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
+py::Ref ask_and_wait(term::Codec& codec, const Send& forget, const QuestionPtr& question,
                      const std::shared_ptr<ThreadWaiter>& waiter, PyObject* timeout,
                      const Send& send) {
   const auto until = deadline_argument(timeout);
@@ -299,24 +312,141 @@ py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
       woken = waiter->wait(until);
     }
   }
-  if (refused) raise_overloaded(runtime);
+  if (refused) raise_overloaded(codec);
   while (!question->answered()) {
     if (woken == ThreadWaiter::Woken::kTimeout) {
-      runtime.asker().forget(question);
+      forget(question);
       if (question->answered()) break;
       py::raise(PyExc_TimeoutError, "Erlang has not answered in time");
     }
     try {
       raise_pending();
     } catch (const py::Error&) {
-      runtime.asker().forget(question);
+      forget(question);
       throw;
     }
     const py::GilRelease released;
     const WorkerPool::Waiting place;
     woken = waiter->wait(until);
   }
-  return result_of(runtime, *question);
+  return result_of(codec, *question);
+}
+
+py::Ref ask_and_wait(Runtime& runtime, const QuestionPtr& question,
+                     const std::shared_ptr<ThreadWaiter>& waiter, PyObject* timeout,
+                     const Send& send) {
+  const Send forget = [&runtime](const QuestionPtr& asked) { runtime.asker().forget(asked); };
+  return ask_and_wait(runtime.codec(), forget, question, waiter, timeout, send);
+}
+
+// --- in a worker process, through the node
+// -------------------------------------------------------------------------------
+
+struct FrontQuestion {
+  AskKind kind;
+  Question::Kind answer;  // how its answer is read
+  etf::Buffer fields;
+};
+
+void put(etf::Buffer& out, std::string_view text) {
+  etf::write_u16(out.prepare(2), static_cast<std::uint16_t>(text.size()));
+  out.commit(2);
+  out.append(etf::Bytes{reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+}
+
+std::string name_argument(PyObject* object, const char* what) {
+  std::string name = text_argument(object, what);
+  if (!etf::is_utf8(name, 255)) py::raise(PyExc_ValueError, "'" + name + "' is no atom");
+  return name;
+}
+
+std::string served_node(Front& front) {
+  const ServedPtr served = served_here(front.codec());
+  return served ? served->node : std::string();
+}
+
+void put_list(Front& front, etf::Buffer& fields, PyObject* arguments) {
+  etf::Writer out(fields);
+  const py::Ref items = sequence(arguments, "the arguments are no sequence");
+  encode_list(front.codec(), out, items.get(), "arguments");
+  check_size(fields);
+}
+
+FrontQuestion front_call(Front& front, PyObject* name, PyObject* arguments, PyObject* node,
+                         PyObject* trace) {
+  FrontQuestion question{AskKind::kCall, Question::Kind::kCall, {}};
+  const std::string function = text_argument(name, "a function's name");
+  if (function.size() > UINT16_MAX) py::raise(PyExc_ValueError, "a function's name is too long");
+  put(question.fields, function);
+  put(question.fields, node != Py_None ? name_argument(node, "a node's name") : served_node(front));
+  const auto context = trace_argument(trace);
+  put(question.fields, context ? context->parent() : std::string());
+  put(question.fields, context ? context->state() : std::string());
+  put_list(front, question.fields, arguments);
+  return question;
+}
+
+FrontQuestion front_message(Front& front, AskKind kind, PyObject* dest, PyObject* term,
+                            const char* what) {
+  FrontQuestion question{kind, Question::Kind::kRequest, {}};
+  etf::Pid pid;
+  std::string name;
+  std::string node;
+  etf::Buffer raw;
+  if (front.codec().as_pid(dest, pid)) {
+    raw = encode_pid(pid);
+  } else if (PyTuple_Check(dest) && PyTuple_GET_SIZE(dest) == 2) {
+    name = name_argument(PyTuple_GET_ITEM(dest, 0), "a process's name");
+    node = name_argument(PyTuple_GET_ITEM(dest, 1), "a node's name");
+  } else if (PyUnicode_Check(dest)) {
+    name = name_argument(dest, "a process's name");
+  } else {
+    py::raise(PyExc_TypeError, "a process is a Pid, a name or (name, node)");
+  }
+  if (raw.empty() && name.empty())
+    py::raise(PyExc_ValueError, "a process's name has 1 to 255 characters");
+  put(question.fields, name);
+  put(question.fields, node);
+  put(question.fields, std::string_view(reinterpret_cast<const char*>(raw.data()), raw.size()));
+  etf::Writer out(question.fields);
+  front.codec().encode(term, out, what);
+  check_size(question.fields);
+  return question;
+}
+
+FrontQuestion front_remote(Front& front, PyObject* const* arguments) {
+  FrontQuestion question{AskKind::kRemote, Question::Kind::kRemote, {}};
+  put(question.fields, name_argument(arguments[0], "a node's name"));
+  put(question.fields, name_argument(arguments[1], "a module's name"));
+  put(question.fields, name_argument(arguments[2], "a function's name"));
+  put_list(front, question.fields, arguments[3]);
+  return question;
+}
+
+std::uint64_t current_number() {
+  const Call* call = WorkerPool::current_call();
+  return call == nullptr ? 0 : call->number;
+}
+
+py::Ref ask_front(Front& front, const FrontQuestion& what, PyObject* timeout, const char* instead) {
+  refuse_on_loop(front.loop(), instead);
+  auto waiter = std::make_shared<ThreadWaiter>();
+  auto question = std::make_shared<Question>();
+  question->kind = what.answer;
+  question->waiter = waiter;
+  const Send forget = [&front](const QuestionPtr& asked) { front.forget(asked); };
+  const std::uint64_t call = current_number();
+  const std::uint64_t thread = PyThread_get_thread_ident();
+  const Send send = [&front, &what, call, thread](const QuestionPtr& asked) {
+    front.ask(asked, what.kind, call, thread, what.fields.bytes());
+  };
+  return ask_and_wait(front.codec(), forget, question, waiter, timeout, send);
+}
+
+// Nobody waits for what becomes of it.
+void tell_front(Front& front, const FrontQuestion& what) {
+  const py::GilRelease released;
+  front.ask(nullptr, what.kind, 0, 0, what.fields.bytes());
 }
 
 // With what this worker has answered before.
@@ -329,9 +459,13 @@ Send flushing(Runtime& runtime, const Send& send) {
 
 PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
-    if (count != 4) py::raise(PyExc_TypeError, "call(name, arguments, timeout, node)");
+    if (count != 5) py::raise(PyExc_TypeError, "call(name, arguments, timeout, node, trace)");
+    if (Front* front = Front::current())
+      return ask_front(*front,
+                       front_call(*front, arguments[0], arguments[1], arguments[3], arguments[4]),
+                       arguments[2], "async_call");
     Runtime& runtime = running();
-    refuse_on_loop(runtime, "async_call");
+    refuse_on_loop(runtime.loop(), "async_call");
     const std::string node = peer_for_call(runtime, arguments[3]);
     auto waiter = std::make_shared<ThreadWaiter>();
     const QuestionPtr question = make_question(runtime, Question::Kind::kCall, waiter);
@@ -342,8 +476,8 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       const Question& question;
       ~Back() { mailbox.expected_back = question.answered() && question.expected_back; }
     } back{mailbox, *question};
-    const Send send =
-        prepare_call(runtime, question, mailbox.number(), arguments[0], arguments[1], node);
+    const Send send = prepare_call(runtime, question, mailbox.number(), arguments[0], arguments[1],
+                                   node, arguments[4]);
     return ask_and_wait(runtime, question, waiter, arguments[2], [&](const QuestionPtr& asked) {
       send(asked);
       mailbox.used(asked->link);
@@ -379,8 +513,12 @@ etf::Buffer sender_address(Runtime& runtime, PyObject* process) {
 PyObject* gen_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     if (count != 4) py::raise(PyExc_TypeError, "gen_call(dest, request, timeout, process)");
+    if (Front* front = Front::current())
+      return ask_front(
+          *front, front_message(*front, AskKind::kRequest, arguments[0], arguments[1], "request"),
+          arguments[2], "async_gen_call");
     Runtime& runtime = running();
-    refuse_on_loop(runtime, "async_gen_call");
+    refuse_on_loop(runtime.loop(), "async_gen_call");
     auto waiter = std::make_shared<ThreadWaiter>();
     const QuestionPtr question = make_question(runtime, Question::Kind::kRequest, waiter);
     const etf::Buffer from = sender_address(runtime, arguments[3]);
@@ -392,8 +530,10 @@ PyObject* gen_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* erpc(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     if (count != 5) py::raise(PyExc_TypeError, "erpc(node, module, function, arguments, timeout)");
+    if (Front* front = Front::current())
+      return ask_front(*front, front_remote(*front, arguments), arguments[4], "async_erpc");
     Runtime& runtime = running();
-    refuse_on_loop(runtime, "async_erpc");
+    refuse_on_loop(runtime.loop(), "async_erpc");
     auto waiter = std::make_shared<ThreadWaiter>();
     const QuestionPtr question = make_question(runtime, Question::Kind::kRemote, waiter);
     const Send send =
@@ -423,8 +563,23 @@ py::Ref ask(const QuestionPtr& question, std::shared_ptr<TaskWaiter> waiter, con
   return own;
 }
 
+py::Ref ask_front_later(Front& front, const FrontQuestion& what, PyObject* wake) {
+  auto waiter = std::make_shared<TaskWaiter>(front.loop(), wake);
+  auto question = std::make_shared<Question>();
+  question->kind = what.answer;
+  question->waiter = waiter;
+  return ask(question, waiter, [&front, &what](const QuestionPtr& asked) {
+    front.ask(asked, what.kind, 0, 0, what.fields.bytes());
+  });
+}
+
 void leave_question(QuestionObject& object) {
   object.waiter->release();
+  if (Front* front = Front::current()) {
+    if (object.question->answered()) return;
+    const py::GilRelease released;
+    return front->forget(object.question);
+  }
   Runtime* runtime = Runtime::current();
   if (runtime == nullptr || object.question->answered()) return;
   const py::GilRelease released;
@@ -441,7 +596,11 @@ void question_free(PyObject* self) {
 }
 
 PyObject* question_result(PyObject* self, PyObject*) {
-  return guarded([&] { return result_of(running(), *question_of(self)->question); });
+  return guarded([&] {
+    Front* front = Front::current();
+    term::Codec& codec = front != nullptr ? front->codec() : running().codec();
+    return result_of(codec, *question_of(self)->question);
+  });
 }
 
 PyObject* question_leave(PyObject* self, PyObject*) {
@@ -453,19 +612,27 @@ PyObject* question_leave(PyObject* self, PyObject*) {
 
 PyObject* ask_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
-    if (count != 4) py::raise(PyExc_TypeError, "ask_call(name, arguments, node, wake)");
+    if (count != 5) py::raise(PyExc_TypeError, "ask_call(name, arguments, node, wake, trace)");
+    if (Front* front = Front::current())
+      return ask_front_later(
+          *front, front_call(*front, arguments[0], arguments[1], arguments[2], arguments[4]),
+          arguments[3]);
     Runtime& runtime = running();
     const std::string node = peer_for_call(runtime, arguments[2]);
     auto waiter = std::make_shared<TaskWaiter>(runtime.loop(), arguments[3]);
     const QuestionPtr question = make_question(runtime, Question::Kind::kCall, waiter);
     return ask(question, waiter,
-               prepare_call(runtime, question, 0, arguments[0], arguments[1], node));
+               prepare_call(runtime, question, 0, arguments[0], arguments[1], node, arguments[4]));
   });
 }
 
 PyObject* ask_request(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     if (count != 4) py::raise(PyExc_TypeError, "ask_request(dest, request, process, wake)");
+    if (Front* front = Front::current())
+      return ask_front_later(
+          *front, front_message(*front, AskKind::kRequest, arguments[0], arguments[1], "request"),
+          arguments[3]);
     Runtime& runtime = running();
     auto waiter = std::make_shared<TaskWaiter>(runtime.loop(), arguments[3]);
     const QuestionPtr question = make_question(runtime, Question::Kind::kRequest, waiter);
@@ -479,6 +646,8 @@ PyObject* ask_remote(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     if (count != 5)
       py::raise(PyExc_TypeError, "ask_remote(node, module, function, arguments, wake)");
+    if (Front* front = Front::current())
+      return ask_front_later(*front, front_remote(*front, arguments), arguments[4]);
     Runtime& runtime = running();
     auto waiter = std::make_shared<TaskWaiter>(runtime.loop(), arguments[4]);
     const QuestionPtr question = make_question(runtime, Question::Kind::kRemote, waiter);
@@ -493,17 +662,19 @@ PyObject* ask_remote(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 PyObject* served(PyObject*, PyObject*) {
   return guarded([] {
-    Runtime& runtime = running();
-    const ServedPtr served = served_here(runtime);
+    Front* front = Front::current();
+    term::Codec& codec = front != nullptr ? front->codec() : running().codec();
+    const ServedPtr served = served_here(codec);
     if (!served) return none();
-    if (served->process.empty()) return runtime.codec().atom(served->node);
+    if (served->process.empty()) return codec.atom(served->node);
     etf::Reader in(dist::view(served->process));
-    return runtime.codec().pid(*in.pid());
+    return codec.pid(*in.pid());
   });
 }
 
 PyObject* flush(PyObject*, PyObject*) {
   return guarded([] {
+    if (Front::current() != nullptr) return none();  // what is asked there leaves at once
     Runtime& runtime = running();
     {
       const py::GilRelease released;
@@ -539,7 +710,16 @@ PyObject* log(PyObject*, PyObject* arguments) {
     int level = 0;
     PyObject* text = nullptr;
     int always = 0;
-    if (PyArg_ParseTuple(arguments, "iU|p", &level, &text, &always) == 0) py::throw_fetched();
+    PyObject* ids = Py_None;
+    if (PyArg_ParseTuple(arguments, "iU|pO", &level, &text, &always, &ids) == 0)
+      py::throw_fetched();
+    std::string trace, span;
+    if (ids != Py_None) {
+      const char *trace_id = nullptr, *span_id = nullptr;
+      if (PyArg_ParseTuple(ids, "ss", &trace_id, &span_id) == 0) py::throw_fetched();
+      trace = trace_id;
+      span = span_id;
+    }
     const std::string line = py::text_of(text);
     // Python's levels.
     auto severity = level >= 50   ? spdlog::level::critical
@@ -551,6 +731,7 @@ PyObject* log(PyObject*, PyObject* arguments) {
     if (always != 0) severity = std::max(severity, spdlog::get_level());
     {
       const py::GilRelease released;
+      const base::LogTrace marked(trace, span);
       spdlog::log(severity, "{}", line);
     }
     return none();
@@ -565,6 +746,15 @@ PyObject* log_to_peer(PyObject*, PyObject* arguments) {
     PyObject* meta = nullptr;
     PyObject* node = nullptr;
     if (PyArg_ParseTuple(arguments, "UUOO", &level, &text, &meta, &node) == 0) py::throw_fetched();
+    if (Front* front = Front::current()) {
+      FrontQuestion log{AskKind::kLog, Question::Kind::kRequest, {}};
+      put(log.fields, node != Py_None ? text_argument(node, "a node's name") : served_node(*front));
+      etf::Writer out(log.fields);
+      out.tuple(4).atom("log").atom(py::text_of(level)).binary(py::text_of(text));
+      front->codec().encode(meta, out, "metadata");
+      tell_front(*front, log);
+      return boolean(true);
+    }
     Runtime& runtime = running();
     std::string peer;
     if (node != Py_None)
@@ -640,7 +830,7 @@ PyCFunction fast(Function function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
 
-PyMethodDef methods[] = {
+PyMethodDef asking_methods[] = {
     {"call", fast(call), METH_FASTCALL, "call(name, arguments, timeout, node)"},
     {"gen_call", fast(gen_call), METH_FASTCALL, "gen_call(dest, request, timeout, process)"},
     {"erpc", fast(erpc), METH_FASTCALL, "erpc(node, module, function, arguments, timeout)"},
@@ -662,8 +852,40 @@ PyMethodDef methods[] = {
 
 }  // namespace
 
+py::Ref send_through(Front& front, PyObject* dest, PyObject* term) {
+  const FrontQuestion message = front_message(front, AskKind::kSend, dest, term, "message");
+  // There it would block; whether the node is connected is not told then.
+  if (front.loop().is_loop_thread()) {
+    tell_front(front, message);
+    return none();
+  }
+  const py::Ref outcome = ask_front(front, message, Py_None, "async_send");
+  if (outcome.get() != Py_None && py::text_of(outcome.get()) == "full")
+    py::raise(PyExc_BlockingIOError, "the mailbox of the process is full");
+  return none();
+}
+
+py::Ref tell_of(Front& front, const char* what, const std::string& argument) {
+  FrontQuestion question{AskKind::kInfo, Question::Kind::kRequest, {}};
+  put(question.fields, what);
+  put(question.fields, argument.substr(0, UINT16_MAX));
+  if (!front.loop().is_loop_thread())
+    return ask_front(front, question, Py_None, "an executor for this");
+  // The answer comes from the node's reactor, which waits for nobody.
+  auto waiter = std::make_shared<ThreadWaiter>();
+  auto asked = std::make_shared<Question>();
+  asked->kind = question.answer;
+  asked->waiter = waiter;
+  {
+    const py::GilRelease released;
+    front.ask(asked, question.kind, 0, 0, question.fields.bytes());
+    waiter->wait(std::nullopt);
+  }
+  return result_of(front.codec(), *asked);
+}
+
 py::Ref mark_served(Call& call) {
-  if (!call.link) return {};
+  if (!call.link && call.peer.empty()) return {};
   call.served = describe_served(call);
   auto* own = new ServedPtr(call.served);
   PyObject* capsule = PyCapsule_New(own, kServedCapsule, [](PyObject* object) {
@@ -684,7 +906,7 @@ int add_asking(PyObject* module) {
       g_question_type =
           reinterpret_cast<PyTypeObject*>(py::check(PyType_FromSpec(&question_spec)).release());
     py::check_status(PyModule_AddObjectRef(module, "SERVED", g_served));
-    py::check_status(PyModule_AddFunctions(module, methods));
+    py::check_status(PyModule_AddFunctions(module, asking_methods));
     return 0;
   } catch (py::Error& error) {
     std::move(error).restore();

@@ -2,6 +2,7 @@
 
 #include "cnode/base/log.hpp"
 #include "cnode/bridge/channel_type.hpp"
+#include "cnode/bridge/front.hpp"
 #include "cnode/bridge/native_asking.hpp"
 #include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/runtime.hpp"
@@ -65,6 +66,7 @@ void send_message(Runtime& runtime, const Asker::Target& to, PyObject* term) {
 
 PyObject* node_name(PyObject*, PyObject*) {
   return guarded([] {
+    if (Front* front = Front::current()) return tell_of(*front, "node");
     Runtime* runtime = Runtime::current();
     if (runtime == nullptr) return none();
     return runtime->codec().atom(runtime->node().name());
@@ -73,6 +75,7 @@ PyObject* node_name(PyObject*, PyObject*) {
 
 PyObject* nodes(PyObject*, PyObject*) {
   return guarded([] {
+    if (Front* front = Front::current()) return tell_of(*front, "nodes");
     Runtime& runtime = running();
     const auto names = runtime.node().peers();
     py::Ref list = py::check(PyList_New(0));
@@ -96,6 +99,7 @@ PyObject* make_ref(PyObject*, PyObject*) {
 
 PyObject* server_pid(PyObject*, PyObject*) {
   return guarded([] {
+    if (Front* front = Front::current()) return tell_of(*front, "server_pid");
     Runtime& runtime = running();
     etf::Reader in(runtime.answers().py_pid());
     auto pid = in.pid();
@@ -109,6 +113,7 @@ PyObject* send(PyObject*, PyObject* arguments) {
     PyObject* to = nullptr;
     PyObject* term = nullptr;
     if (PyArg_ParseTuple(arguments, "OO", &to, &term) == 0) py::throw_fetched();
+    if (Front* front = Front::current()) return send_through(*front, to, term);
     Runtime& runtime = running();
     send_message(runtime, target_argument(runtime, to), term);
     return none();
@@ -248,6 +253,8 @@ PyObject* set_trap_exit(PyObject*, PyObject* arguments) {
 
 PyObject* whereis(PyObject*, PyObject* name) {
   return guarded([&] {
+    if (Front* front = Front::current())
+      return tell_of(*front, "whereis", text_argument(name, "a process's name"));
     Runtime& runtime = running();
     const std::string wanted = text_argument(name, "a process's name");
     const std::string raw = on_reactor(runtime, [wanted](dist::Node& node) {
@@ -294,6 +301,7 @@ PyObject* unregister_name(PyObject*, PyObject* name) {
 
 PyObject* registered(PyObject*, PyObject*) {
   return guarded([] {
+    if (Front* front = Front::current()) return tell_of(*front, "registered");
     Runtime& runtime = running();
     const auto names =
         on_reactor(runtime, [](dist::Node& node) { return node.processes().names(); });
@@ -399,7 +407,8 @@ PyObject* stats(PyObject*, PyObject*) {
 
 PyObject* event_loop(PyObject*, PyObject*) {
   return guarded([] {
-    PyObject* loop = running().loop().loop();
+    Front* front = Front::current();
+    PyObject* loop = (front != nullptr ? front->loop() : running().loop()).loop();
     return loop == nullptr ? none() : py::Ref::borrow(loop);
   });
 }
@@ -409,7 +418,8 @@ PyObject* wakes_in_loop(PyObject*, PyObject* loop) {
 }
 
 PyObject* in_node(PyObject*, PyObject*) {
-  return guarded([] { return boolean(Runtime::current() != nullptr); });
+  return guarded(
+      [] { return boolean(Runtime::current() != nullptr || Front::current() != nullptr); });
 }
 
 PyMethodDef methods[] = {

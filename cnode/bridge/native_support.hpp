@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "cnode/bridge/front.hpp"
 #include "cnode/bridge/runtime.hpp"
 #include "cnode/py/error.hpp"
 #include "cnode/py/gil.hpp"
@@ -18,6 +19,9 @@ namespace bridge {
 // The node this interpreter runs in; raises RuntimeError outside one.
 inline Runtime& running() {
   Runtime* runtime = Runtime::current();
+  if (runtime == nullptr && Front::current() != nullptr)
+    py::raise(PyExc_RuntimeError,
+              "a worker process (--processes) has no processes, channels or monitors of its own");
   if (runtime == nullptr)
     py::raise(PyExc_RuntimeError, "this interpreter does not run inside a node");
   return *runtime;

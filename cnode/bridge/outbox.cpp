@@ -24,7 +24,7 @@ Outbox::Added Outbox::add(dist::Message message) {
 }
 
 Outbox::Added Outbox::add_item(Batch& batch, std::string_view label, const etf::PidView& to,
-                               etf::Bytes item) {
+                               etf::Bytes item, std::uint32_t items) {
   const std::lock_guard lock(mutex_);
   const std::string_view raw(reinterpret_cast<const char*>(to.raw.data()), to.raw.size());
   const bool alone = item.size() > dist::kFragmentSize / 2;
@@ -44,7 +44,7 @@ Outbox::Added Outbox::add_item(Batch& batch, std::string_view label, const etf::
     batch.to = raw;
   }
   batch.message.bytes.append(item);
-  ++batch.count;
+  batch.count += items;
   if (alone) {
     // Items carry their id, so their order does not matter: a lane of its own keeps others from
     // waiting.

@@ -38,9 +38,10 @@ class Outbox {
   Added add_reply(const etf::PidView& to, etf::Bytes reply) {
     return add_item(replies_, "$py_replies", to, reply);
   }
-  // One item for the py_callback_link process `to`; likewise.
-  Added add_call(const etf::PidView& to, etf::Bytes item) {
-    return add_item(calls_, "$py_calls", to, item);
+  // One item for the py_callback_link process `to`; likewise. It may be several, one behind the
+  // other, which stay together.
+  Added add_call(const etf::PidView& to, etf::Bytes item, std::uint32_t items = 1) {
+    return add_item(calls_, "$py_calls", to, item, items);
   }
   void flush();
   // True for the one who finds it unlisted, and lists it for flushing.
@@ -58,7 +59,8 @@ class Outbox {
     std::uint32_t count = 0;
   };
 
-  Added add_item(Batch& batch, std::string_view label, const etf::PidView& to, etf::Bytes item);
+  Added add_item(Batch& batch, std::string_view label, const etf::PidView& to, etf::Bytes item,
+                 std::uint32_t items = 1);
   void close(Batch& batch);
 
   const dist::LinkPtr link_;

@@ -9,6 +9,7 @@ namespace bridge {
 namespace {
 
 constexpr std::string_view kServer = "py";
+constexpr std::size_t kMaxGreeters = 16;  // of one link; the oldest goes
 
 // The message kept: `bytes` are the same in the payload. A large one is not copied.
 Payload keep(dist::Incoming message, etf::Bytes& bytes) {
@@ -17,6 +18,19 @@ Payload keep(dist::Incoming message, etf::Bytes& bytes) {
     return std::make_shared<const etf::Buffer>(std::move(*message.whole));
   }
   Payload payload = std::make_shared<const etf::Buffer>(Processes::copy(message.bytes));
+  bytes = payload->bytes();
+  return payload;
+}
+
+// A request, which counts as in flight.
+Payload keep_request(const dist::Link& link, dist::Incoming message, etf::Bytes& bytes) {
+  if (message.whole != nullptr) {
+    bytes = message.bytes;
+    return keep_charged(std::move(*message.whole),
+                        message.charge != nullptr ? std::move(*message.charge) : base::Charge());
+  }
+  Payload payload = keep_charged(Processes::copy(message.bytes),
+                                 base::Charge(link.budget(), message.bytes.size()));
   bytes = payload->bytes();
   return payload;
 }
@@ -63,13 +77,14 @@ dist::RefKey batch_key(std::uint64_t link, const etf::PidView& from, std::uint64
 
 }  // namespace
 
-Router::Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels,
-               Asker& asker, AllowList allow, Hooks hooks)
+Router::Router(CallRunner& pool, Answers& answers, Processes& processes, Channels& channels,
+               Asker& asker, CallMetrics& metrics, AllowList allow, Hooks hooks)
     : pool_(pool),
       answers_(answers),
       processes_(processes),
       channels_(channels),
       asker_(asker),
+      metrics_(metrics),
       allow_(std::move(allow)),
       hooks_(std::move(hooks)) {}
 
@@ -83,6 +98,11 @@ void Router::attach(dist::Node& node) {
 void Router::drain() {
   draining_ = true;
   channels_.drain();
+  for (const auto& [id, pids] : greeters_) {
+    const dist::LinkPtr link = node_->find_link(id);
+    if (!link) continue;
+    for (const dist::Raw8& pid : pids) tell_greeter(*link, dist::view(pid), "draining");
+  }
 }
 
 void Router::on_link_up(const dist::LinkPtr& link) {
@@ -99,6 +119,7 @@ void Router::on_link_down(dist::Link& link) {
     return true;
   });
   for (const auto& call : lost) cancel(call);
+  greeters_.erase(link.id());
   channels_.on_link_down(link.id());
   asker_.link_down(link);
   answers_.link_down(link.id());
@@ -145,11 +166,16 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
   auto arity = in.tuple();
   auto label = in.atom();
   if (arity && label) {
-    if (*label == "$py_batch" && *arity == 2 && from != nullptr)
-      return on_batch(link, *from, message);
+    if (*label == "$py_batch" && *arity == 2 && from != nullptr) {
+      if (has_memory_for(link, from, message)) on_batch(link, *from, message);
+      return;
+    }
     if (*label == "$py_channel" && (*arity == 2 || *arity == 3) && from != nullptr)
       return on_channels(link, *from, message);
-    if (*label == "$gen_call" && *arity == 3) return on_request(link, message);
+    if (*label == "$gen_call" && *arity == 3) {
+      if (has_memory_for(link, from, message)) on_request(link, message);
+      return;
+    }
     if (*label == "$py_results" && *arity == 2) return on_results(link, message);
     if (*label == "$py_callback" && *arity == 2) {
       if (!asker_.on_coordinator(link, message.bytes))
@@ -157,7 +183,10 @@ void Router::on_message(dist::Link& link, dist::Process& to, const etf::PidView*
       return;
     }
     if (*label == "io_request" && *arity == 4) return on_io_request(link, message.bytes);
-    if (*label == "$gen_cast" && *arity == 2) return on_cast(link, message);
+    if (*label == "$gen_cast" && *arity == 2) {
+      if (has_memory_for(link, from, message)) on_cast(link, message);
+      return;
+    }
   }
   if (asker_.on_reply(link.id(), message.bytes)) return;
   spdlog::debug("{}: ignored a message to py that is neither call nor cast", link.peer().name);
@@ -203,7 +232,7 @@ void Router::on_io_request(dist::Link& link, etf::Bytes message) {
 
 void Router::on_request(dist::Link& link, dist::Incoming message) {
   etf::Bytes bytes;
-  Payload payload = keep(message, bytes);
+  Payload payload = keep_request(link, message, bytes);
   auto parsed = parse_gen_call(bytes);
   if (!parsed) {
     spdlog::warn("{}: a call whose sender cannot be made out was dropped", link.peer().name);
@@ -211,6 +240,7 @@ void Router::on_request(dist::Link& link, dist::Incoming message) {
   }
   auto call = std::make_shared<Call>();
   call->kind = Call::Kind::kRequest;
+  call->received = CallMetrics::Clock::now();
   call->link = link.shared_from_this();
   // A call may have been passed on by another node than the caller's own: the answer goes to the
   // caller's.
@@ -226,25 +256,70 @@ void Router::on_request(dist::Link& link, dist::Incoming message) {
   etf::Reader in(call->request);
   auto arity = in.tuple();
   auto verb = in.atom();
-  if (arity && *arity == 2 && verb && *verb == "hello") return answer_hello(*call);
+  if (arity && *arity == 2 && verb && *verb == "hello") return answer_hello(*call, in.rest());
   remember(call);
   submit(std::move(call));
 }
 
-void Router::answer_hello(const Call& call) {
+namespace {
+
+// Whether #{events => true} stands in the map of a hello.
+bool wants_events(etf::Bytes map) {
+  etf::Reader in(map);
+  auto pairs = in.map();
+  for (std::uint32_t i = 0; pairs && i < *pairs; ++i) {
+    auto key = in.term();
+    auto value = in.term();
+    if (!key || !value) return false;
+    etf::Reader name(*key), word(*value);
+    auto atom = name.atom();
+    if (!atom || !(*atom == "events")) continue;
+    auto yes = word.atom();
+    return yes && *yes == "true";
+  }
+  return false;
+}
+
+}  // namespace
+
+void Router::answer_hello(const Call& call, etf::Bytes about) {
   Reply reply(call, answers_);
   reply.begin_ok();
   reply.out().raw(hello_.bytes());
   reply.finish(true);
   answers_.flush();
+  dist::Link& link = *call.link;
+  if (!wants_events(about) || call.from.node.utf8() != link.peer().name) return;
+  auto& pids = greeters_[link.id()];
+  dist::Raw8 pid = dist::keep(call.from.raw);
+  std::erase(pids, pid);
+  if (pids.size() >= kMaxGreeters) pids.erase(pids.begin());
+  pids.push_back(std::move(pid));
+  if (draining_) tell_greeter(link, call.from.raw, "draining");
+}
+
+// {'$py_node', Event}
+void Router::tell_greeter(dist::Link& link, etf::Bytes pid, std::string_view event) {
+  dist::Message message;
+  etf::Writer out(message.bytes);
+  if (link.has(dist::kSendSender))
+    dist::append_send_sender(out, answers_.py_pid(), pid);
+  else
+    dist::append_send(out, pid);
+  message.end_control();
+  etf::Reader in(pid);
+  if (auto to = in.pid()) message.lane = dist::lane_of(*to);
+  out.tuple(2).atom("$py_node").atom(event);
+  link.send(std::move(message));
 }
 
 void Router::on_cast(dist::Link& link, dist::Incoming message) {
   auto call = std::make_shared<Call>();
   call->kind = Call::Kind::kCast;
+  call->received = CallMetrics::Clock::now();
   call->link = link.shared_from_this();
   etf::Bytes bytes;
-  call->payload = keep(message, bytes);
+  call->payload = keep_request(link, message, bytes);
   etf::Reader in(bytes);
   if (auto arity = in.tuple(); !arity) return;
   if (auto label = in.atom(); !label) return;
@@ -268,12 +343,13 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
   Payload payload;
   etf::PidView from = sender;
   if (message.whole != nullptr) {
-    payload = keep(message, bytes);
+    payload = keep_request(link, message, bytes);
   } else {
-    auto copy = std::make_shared<etf::Buffer>(message.bytes.size() + sender.raw.size());
-    copy->append(message.bytes);
-    copy->append(sender.raw);
-    payload = copy;
+    etf::Buffer copy(message.bytes.size() + sender.raw.size());
+    copy.append(message.bytes);
+    copy.append(sender.raw);
+    base::Charge charge(link.budget(), copy.size());
+    payload = keep_charged(std::move(copy), std::move(charge));
     bytes = payload->bytes().first(message.bytes.size());
     etf::Reader pid_in(payload->bytes().subspan(message.bytes.size()));
     from = *pid_in.pid();
@@ -291,6 +367,7 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
   if (!count) return broken(count.error());
   const dist::LinkPtr self = link.shared_from_this();
   const OutboxPtr outbox = answers_.outbox(link.id());
+  const auto now = CallMetrics::Clock::now();
   std::vector<CallPtr> calls;
   for (std::uint32_t i = 0; i < *count; ++i) {
     auto item = in.term();
@@ -312,6 +389,7 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
     auto verb = head.atom();
     if (!arity || !verb) continue;
     auto call = std::make_shared<Call>();
+    call->received = now;
     call->link = self;
     call->outbox = outbox;
     call->payload = payload;
@@ -330,11 +408,7 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
           before.swap(calls);
           for (auto& one : before) submit(std::move(one));
         }
-        if (auto found = in_flight_.find(key); found != in_flight_.end()) {
-          const CallPtr victim = found->second;
-          in_flight_.erase(found);
-          cancel(victim);
-        }
+        cancel_item(link, from, *id);
         continue;
       }
       call->kind = Call::Kind::kBatchItem;
@@ -345,12 +419,14 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
     calls.push_back(std::move(call));
   }
   if (draining_) {
-    for (const auto& call : calls) answers_.refuse(*call, "draining");
+    for (const auto& call : calls) refuse(*call, "draining");
+    metrics_.refused(CallMetrics::Refusal::kDraining, calls.size());
     return answers_.flush();
   }
   const std::size_t taken = pool_.push_all(calls);
   if (taken == calls.size()) return;
-  for (std::size_t i = taken; i < calls.size(); ++i) answers_.refuse(*calls[i], "overloaded");
+  metrics_.refused(CallMetrics::Refusal::kQueue, calls.size() - taken);
+  for (std::size_t i = taken; i < calls.size(); ++i) refuse(*calls[i], "overloaded");
   answers_.flush();
 }
 
@@ -374,49 +450,104 @@ void Router::refuse_item(const dist::LinkPtr& link, const etf::PidView& from, et
   answers_.flush();
 }
 
+// One that nobody else has; what it holds is not kept for as long as it is remembered.
+void Router::refuse(const Call& call, std::string_view reason) {
+  answers_.refuse(call, reason);
+  call.payload.reset();
+}
+
 void Router::submit(CallPtr call) {
   if (draining_ && call->kind != Call::Kind::kFreeNamespace) {
-    answers_.refuse(*call, "draining");
+    metrics_.refused(CallMetrics::Refusal::kDraining);
+    refuse(*call, "draining");
     return answers_.flush();
   }
   if (pool_.push(call)) return;
+  metrics_.refused(CallMetrics::Refusal::kQueue);
   if (call->kind == Call::Kind::kCast)
     spdlog::warn("{}: overloaded; dropped a cast", call->link->peer().name);
-  answers_.refuse(*call, "overloaded");
+  refuse(*call, "overloaded");
   answers_.flush();
 }
 
 void Router::on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) {
   spdlog::warn("{}: a message over the limit was dropped", link.peer().name);
+  refuse_unread(link, from, beginning, "too_large", CallMetrics::Refusal::kTooLarge);
+}
+
+void Router::on_no_memory(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) {
+  refuse_unread(link, from, beginning, "overloaded", CallMetrics::Refusal::kMemory);
+}
+
+// Calls and batches of them; everything else has bounds of its own, or nobody to tell.
+bool Router::can_refuse(etf::Bytes first_fragment) const {
+  etf::Reader in(first_fragment);
+  if (auto control = in.skip(); !control) return false;
+  if (auto arity = in.tuple(); !arity) return false;
+  auto label = in.atom();
+  return label && (*label == "$gen_call" || *label == "$py_batch");
+}
+
+// What was put together from fragments has been let in already.
+bool Router::has_memory_for(dist::Link& link, const etf::PidView* from,
+                            const dist::Incoming& message) {
+  if (message.charge != nullptr && message.charge->bytes() > 0) return true;
+  if (!link.budget() || link.budget()->admits(message.bytes.size())) return true;
+  refuse_unread(link, from, message.bytes, "overloaded", CallMetrics::Refusal::kMemory);
+  return false;
+}
+
+// {error, Reason} for every call of a message of which only the beginning may be there.
+void Router::refuse_unread(dist::Link& link, const etf::PidView* from, etf::Bytes beginning,
+                           std::string_view reason, CallMetrics::Refusal why) {
   const dist::LinkPtr self = link.shared_from_this();
   if (auto call = parse_gen_call(beginning)) {
     Call refused;
     refused.link = self;
     refused.from = call->from;
     refused.tag = call->tag;
-    answers_.refuse(refused, "too_large");
+    metrics_.refused(why);
+    answers_.refuse(refused, reason);
     return answers_.flush();
   }
   // {'$py_batch', [Item, …: every call whose head is still there.
   etf::Reader in(beginning);
-  if (auto arity = in.tuple(); !arity || *arity != 2 || from == nullptr) return;
-  if (auto label = in.atom(); !label || !(*label == "$py_batch")) return;
+  if (auto arity = in.tuple(); !arity || *arity != 2) return;
+  auto label = in.atom();
+  if (label && *label == "$gen_cast") {
+    metrics_.refused(why);
+    return spdlog::warn("{}: {}; dropped a cast", link.peer().name, reason);
+  }
+  if (!label || !(*label == "$py_batch") || from == nullptr) return;
   auto count = in.list();
   for (std::uint32_t i = 0; count && i < *count; ++i) {
     etf::Reader head(in.rest());
     if (auto arity = head.tuple(); !arity) break;
-    if (auto verb = head.atom(); !verb) break;
-    if (auto id = head.unsigned_integer()) {
+    auto verb = head.atom();
+    if (!verb) break;
+    auto id = head.unsigned_integer();
+    if (*verb == "cancel" && id) {
+      cancel_item(link, *from, *id);
+    } else if (id) {
       Call refused;
       refused.kind = Call::Kind::kBatchItem;
       refused.link = self;
       refused.from = *from;
       refused.id = *id;
-      answers_.refuse(refused, "too_large");
+      metrics_.refused(why);
+      answers_.refuse(refused, reason);
     }
     if (auto item = in.skip(); !item) break;
   }
   answers_.flush();
+}
+
+void Router::cancel_item(dist::Link& link, const etf::PidView& from, std::uint64_t id) {
+  auto found = in_flight_.find(batch_key(link.id(), from, id));
+  if (found == in_flight_.end()) return;
+  const CallPtr victim = found->second;
+  in_flight_.erase(found);
+  cancel(victim);
 }
 
 void Router::on_alias_message(dist::Link& link, const etf::RefView&, etf::Bytes message) {
@@ -469,8 +600,18 @@ void Router::on_demonitor(const dist::RefKey& ref, dist::Process*) {
 
 std::optional<std::string_view> Router::refuse_spawn(dist::Link& link,
                                                      const dist::SpawnRequest& request) {
-  if (draining_) return "draining";
-  if (pool_.full()) return "system_limit";
+  if (draining_) {
+    metrics_.refused(CallMetrics::Refusal::kDraining);
+    return "draining";
+  }
+  if (pool_.full()) {
+    metrics_.refused(CallMetrics::Refusal::kQueue);
+    return "system_limit";
+  }
+  if (link.budget() && !link.budget()->admits(request.arguments.size())) {
+    metrics_.refused(CallMetrics::Refusal::kMemory);
+    return "system_limit";
+  }
   if (request.module == "erpc") {
     const bool call = request.function == "execute_call" && request.arity == 4;
     const bool cast = request.function == "execute_cast" && request.arity == 3;
@@ -486,19 +627,21 @@ std::optional<std::string_view> Router::refuse_spawn(dist::Link& link,
 
 void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
   auto call = std::make_shared<Call>();
+  call->received = CallMetrics::Clock::now();
   call->link = link.shared_from_this();
   call->process = request.process;
-  auto copy = std::make_shared<etf::Buffer>(request.arguments.size() + request.from.raw.size() +
-                                            request.module.size() + request.function.size());
-  copy->append(request.arguments);
+  etf::Buffer copy(request.arguments.size() + request.from.raw.size() + request.module.size() +
+                   request.function.size());
+  copy.append(request.arguments);
   const auto text = [&](std::string_view value) {
-    copy->append(etf::Bytes{reinterpret_cast<const std::uint8_t*>(value.data()), value.size()});
+    copy.append(etf::Bytes{reinterpret_cast<const std::uint8_t*>(value.data()), value.size()});
   };
   text(request.module);
   text(request.function);
-  copy->append(request.from.raw);
-  call->payload = copy;
-  const etf::Bytes bytes = copy->bytes();
+  copy.append(request.from.raw);
+  base::Charge charge(link.budget(), copy.size());
+  call->payload = keep_charged(std::move(copy), std::move(charge));
+  const etf::Bytes bytes = call->payload->bytes();
   const std::size_t args_size = request.arguments.size();
   const std::string_view names(reinterpret_cast<const char*>(bytes.data()) + args_size,
                                request.module.size() + request.function.size());
@@ -552,7 +695,8 @@ void Router::on_spawn(dist::Link& link, const dist::SpawnRequest& request) {
     answers_.exit_process(request.process, dist::encode_atom("normal"));
   }
   if (!pool_.push(call)) {
-    answers_.refuse(*call, call->kind == Call::Kind::kSpawn ? "system_limit" : "overloaded");
+    metrics_.refused(CallMetrics::Refusal::kQueue);
+    refuse(*call, call->kind == Call::Kind::kSpawn ? "system_limit" : "overloaded");
   }
 }
 

@@ -1,8 +1,8 @@
 // Router: what an incoming signal means. The node's delegate; everything runs on the reactor and
 // nothing needs Python.
 //
-//   message to py ──▶ Call ──▶ WorkerPool          ping, monitors, links: answered by the node
-//   already spawn request ──▶ Call ──▶ WorkerPool message to a Python process ──▶ its mailbox
+//   message to py ──▶ Call ──▶ CallRunner          ping, monitors, links: answered by the node
+//   spawn request ──▶ Call ──▶ CallRunner         message to a Python process ──▶ its mailbox
 //   demonitor, {cancel, Id}, lost link ──▶ cancel what nobody waits for any more
 #pragma once
 
@@ -14,7 +14,7 @@
 #include "cnode/bridge/allow_list.hpp"
 #include "cnode/bridge/answers.hpp"
 #include "cnode/bridge/call.hpp"
-#include "cnode/bridge/worker_pool.hpp"
+#include "cnode/bridge/call_runner.hpp"
 #include "cnode/dist/node.hpp"
 
 namespace bridge {
@@ -29,8 +29,8 @@ class Router final : public dist::NodeDelegate {
     std::function<void(const CallPtr&)> cancel_task;  // tells the loop thread
   };
 
-  Router(WorkerPool& pool, Answers& answers, Processes& processes, Channels& channels, Asker& asker,
-         AllowList allow, Hooks hooks);
+  Router(CallRunner& pool, Answers& answers, Processes& processes, Channels& channels, Asker& asker,
+         CallMetrics& metrics, AllowList allow, Hooks hooks);
 
   // After the node exists: makes the process `py`.
   void attach(dist::Node& node);
@@ -49,6 +49,8 @@ class Router final : public dist::NodeDelegate {
   void on_message(dist::Link& link, dist::Process& to, const etf::PidView* from,
                   dist::Incoming message) override;
   void on_too_large(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) override;
+  bool can_refuse(etf::Bytes first_fragment) const override;
+  void on_no_memory(dist::Link& link, const etf::PidView* from, etf::Bytes beginning) override;
   void on_alias_message(dist::Link& link, const etf::RefView& alias, etf::Bytes message) override;
   std::optional<std::string_view> refuse_spawn(dist::Link& link,
                                                const dist::SpawnRequest& request) override;
@@ -73,17 +75,24 @@ class Router final : public dist::NodeDelegate {
   void tell_watchers(std::string_view what, const std::string& node);
   void refuse_item(const dist::LinkPtr& link, const etf::PidView& from, etf::Bytes item,
                    const std::string& why);
+  void refuse_unread(dist::Link& link, const etf::PidView* from, etf::Bytes beginning,
+                     std::string_view reason, CallMetrics::Refusal why);
+  bool has_memory_for(dist::Link& link, const etf::PidView* from, const dist::Incoming& message);
+  void refuse(const Call& call, std::string_view reason);
   void submit(CallPtr call);
   void remember(const CallPtr& call);
   void cancel(const CallPtr& call);
+  void cancel_item(dist::Link& link, const etf::PidView& from, std::uint64_t id);
   void sweep();
-  void answer_hello(const Call& call);
+  void answer_hello(const Call& call, etf::Bytes about);
+  void tell_greeter(dist::Link& link, etf::Bytes pid, std::string_view event);
 
-  WorkerPool& pool_;
+  CallRunner& pool_;
   Answers& answers_;
   Processes& processes_;
   Channels& channels_;
   Asker& asker_;
+  CallMetrics& metrics_;
   const AllowList allow_;
   const Hooks hooks_;
   dist::Node* node_ = nullptr;
@@ -95,6 +104,8 @@ class Router final : public dist::NodeDelegate {
   std::size_t sweep_at_ = 512;
   std::unordered_map<dist::ProcessId, CallPtr> by_process_;
   std::vector<dist::ProcessId> node_watchers_;
+  // Who said hello and wants events, by link: encoded pids.
+  std::unordered_map<std::uint64_t, std::vector<dist::Raw8>> greeters_;
   std::size_t processes_sweep_at_ = 256;
 };
 

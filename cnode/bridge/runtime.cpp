@@ -38,8 +38,8 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   invoker_hooks.watch = [this](std::string pid) {
     answers_->post([this, pid = std::move(pid)](dist::Node&) { router_->watch_caller(pid); });
   };
-  invoker_ =
-      std::make_unique<Invoker>(codec_, *answers_, config_.invoker, std::move(invoker_hooks));
+  invoker_ = std::make_unique<Invoker>(codec_, *answers_, metrics_, config_.invoker,
+                                       std::move(invoker_hooks));
 
   AsyncLoop::Hooks loop_hooks;
   loop_hooks.finish = [this](const Call& call, PyObject* value, PyObject* exception) {
@@ -53,6 +53,8 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   };
   loop_hooks.flush = [this] { answers_->flush(); };
   loop_hooks.served = &mark_served;
+  loop_hooks.enter_trace = [this](const Call& call) { return invoker_->enter_trace(call); };
+  loop_hooks.leave_trace = [this](const py::Ref& tokens) { invoker_->leave_trace(tokens); };
   // The module's, which may be another copy of this code than ours.
   served_variable_ = py::attribute(native_.get(), "SERVED");
   loop_hooks.served_variable = served_variable_.get();
@@ -69,6 +71,35 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   pool_hooks.interrupted = [](unsigned long thread) { interrupt_waiting(thread); };
   pool_hooks.interruption = [this] { return invoker_->interruption(); };
   pool_ = std::make_unique<WorkerPool>(reactor_, config_.pool, std::move(pool_hooks));
+
+  runner_ = pool_.get();
+  if (config_.processes > 0) {
+    ProcessPool::Options processes;
+    processes.processes = config_.processes;
+    processes.workers = config_.pool.workers;
+    processes.queue = config_.pool.queue;
+    processes.grace = config_.pool.grace;
+    processes.eval = config_.invoker.eval;
+    processes.settings = config_.worker_settings;
+    processes.command = config_.worker_command;
+    desk_ = std::make_unique<FrontDesk>(*this);
+    ProcessPool::Hooks hooks;
+    hooks.watch = [this](std::string pid) {
+      answers_->post([this, pid = std::move(pid)](dist::Node&) { router_->watch_caller(pid); });
+    };
+    hooks.serve = [this](const QuestionPtr& question, AskKind kind, std::uint64_t caller,
+                         FrameFields fields) {
+      return desk_->serve(question, kind, caller, fields);
+    };
+    hooks.new_caller = [this] { return asker_->next_thread(); };
+    hooks.caller_gone = [this](std::uint64_t caller, const std::vector<std::uint64_t>& links) {
+      asker_->thread_ended(caller, {}, links);
+    };
+    hooks.forget = [this](const QuestionPtr& question) { asker_->forget(question); };
+    process_pool_ = std::make_unique<ProcessPool>(reactor, std::move(processes), *answers_,
+                                                  metrics_, std::move(hooks));
+    runner_ = process_pool_.get();
+  }
 
   Processes::Hooks process_hooks;
   process_hooks.wake = [this](PyProcessPtr process) {
@@ -101,7 +132,7 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
                                                                 : Asker::Delivered::kFull;
       });
   router_ = std::make_unique<Router>(
-      *pool_, *answers_, *processes_, *channels_, *asker_, config_.invoker.allow,
+      *runner_, *answers_, *processes_, *channels_, *asker_, metrics_, config_.invoker.allow,
       Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
   node_ = std::make_unique<dist::Node>(reactor_, config_.node, *router_);
   node_pointer_ = node_.get();
@@ -121,7 +152,7 @@ etf::Buffer Runtime::hello() const {
   out.atom("version").integer(1);
   out.atom("node_version").binary(config_.version);
   out.atom("python").binary(python_version_);
-  out.atom("workers").unsigned_integer(config_.pool.workers);
+  out.atom("workers").unsigned_integer(runner_->workers());
   out.atom("os_pid").integer(getpid());
   return map;
 }
@@ -129,6 +160,7 @@ etf::Buffer Runtime::hello() const {
 void Runtime::start(std::function<void(std::string)> fatal) {
   loop_->start();
   pool_->start();
+  if (process_pool_) process_pool_->start();
   node_->start(std::move(fatal));
 }
 
@@ -186,7 +218,7 @@ void Runtime::drain(std::chrono::milliseconds limit, std::function<void()> done)
 }
 
 void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
-  const std::size_t left = router_->in_flight() + pool_->waiting() + pool_->busy();
+  const std::size_t left = router_->in_flight() + runner_->waiting() + runner_->busy();
   const bool idle =
       left == 0 && !channels_->has_outgoing() && !answers_->dirty() && node_->links_flushed();
   if (!idle && std::chrono::steady_clock::now() < until) {
@@ -205,6 +237,7 @@ void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
 
 void Runtime::stop() {
   asker_->close();
+  if (process_pool_) process_pool_->stop();
   pool_->stop();
   loop_->stop();
 }

@@ -13,7 +13,9 @@
 #include "cnode/bridge/asker.hpp"
 #include "cnode/bridge/async_loop.hpp"
 #include "cnode/bridge/channels.hpp"
+#include "cnode/bridge/front_desk.hpp"
 #include "cnode/bridge/invoker.hpp"
+#include "cnode/bridge/process_pool.hpp"
 #include "cnode/bridge/processes.hpp"
 #include "cnode/bridge/router.hpp"
 #include "cnode/bridge/worker_pool.hpp"
@@ -27,6 +29,9 @@ struct RuntimeConfig {
   Invoker::Options invoker;
   std::string home;  // the peer that calls go to when no other is being served; may be empty
   std::string version;
+  std::size_t processes = 0;    // that run the calls; 0: this one does
+  std::string worker_settings;  // a term, for them
+  std::vector<std::string> worker_command{"/proc/self/exe"};
 };
 
 class Runtime {
@@ -54,9 +59,14 @@ class Runtime {
   Asker& asker() { return *asker_; }
   const std::shared_ptr<Asker>& asker_pointer() { return asker_; }
   Router& router() { return *router_; }
+  const std::shared_ptr<base::MemoryBudget>& budget() const { return config_.node.budget; }
   const std::string& home() const { return config_.home; }
   AsyncLoop& loop() { return *loop_; }
   WorkerPool& pool() { return *pool_; }
+  CallMetrics& metrics() { return metrics_; }
+  // What runs the calls: the pool, or the worker processes.
+  CallRunner& runner() { return *runner_; }
+  ProcessPool* worker_processes() { return process_pool_.get(); }
   asio::io_context& reactor() { return reactor_; }
 
   // The one of this program, for the functions Python calls; nullptr outside a node.
@@ -74,10 +84,14 @@ class Runtime {
   py::Ref served_variable_;
   term::Codec& codec_;
   dist::Node* node_pointer_ = nullptr;
+  CallMetrics metrics_;
   std::unique_ptr<Answers> answers_;
   std::unique_ptr<Invoker> invoker_;
   std::unique_ptr<AsyncLoop> loop_;
   std::unique_ptr<WorkerPool> pool_;
+  std::unique_ptr<ProcessPool> process_pool_;  // null where the pool runs the calls
+  CallRunner* runner_ = nullptr;
+  std::unique_ptr<FrontDesk> desk_;  // for the processes
   std::unique_ptr<Processes> processes_;
   std::unique_ptr<Channels> channels_;
   std::shared_ptr<Asker> asker_;  // threads that ask may outlive us

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <system_error>
 
+#include "cnode/base/fork.hpp"
 #include "cnode/base/log.hpp"
 #include "cnode/py/gil.hpp"
 
@@ -23,6 +24,7 @@ constexpr std::chrono::microseconds kGilHold{1'000};  // then others get their t
 thread_local std::function<void()>* t_leave = nullptr;
 thread_local bool t_left = false;
 thread_local const Call* t_call = nullptr;
+thread_local CallMetrics::Clock::time_point t_over{};  // when its last call was; none if not told
 // How the worker of this thread goes to wait and comes back; nullptr in other threads.
 struct Place {
   std::function<bool()> begin_waiting;
@@ -318,6 +320,23 @@ void WorkerPool::cancel(const CallPtr& call) {
   look_for_wedged();
 }
 
+std::vector<CallPtr> WorkerPool::take_waiting() {
+  std::vector<CallPtr> taken;
+  const std::lock_guard lock(mutex_);
+  std::deque<CallPtr> own;  // the node's, which goes on to the end
+  for (auto& call : queue_) {
+    if (call->kind == Call::Kind::kFreeNamespace || call->kind == Call::Kind::kJob) {
+      own.push_back(std::move(call));
+      continue;
+    }
+    queue_bytes_ -= std::min(queue_bytes_, call->request.size());
+    taken.push_back(std::move(call));
+  }
+  queue_.swap(own);
+  looked_ = 0;
+  return taken;
+}
+
 void WorkerPool::look_for_wedged() {
   bool watch = false;
   {
@@ -360,6 +379,7 @@ void WorkerPool::run(Worker& worker) {
   PyThreadState* thread = PyThreadState_Get();
   std::function<void()> leave = [this, &worker] {
     if (std::exchange(t_left, true)) return;
+    base::end_if_forked();
     const std::lock_guard lock(mutex_);
     worker.current.reset();
     worker.interrupt_at = {};
@@ -375,26 +395,30 @@ void WorkerPool::run(Worker& worker) {
     const std::lock_guard lock(mutex_);
     worker.ident = PyThread_get_thread_ident();
   }
+  auto now = Clock::now();
   for (;;) {
-    auto held_since = Clock::now();
+    auto held_since = now;
     std::size_t since_look = 0;
-    while (CallPtr call = next(worker)) {
+    while (CallPtr call = next(worker, now)) {
       t_left = false;
+      t_over = {};
       t_call = call.get();
+      const Payload held = call->payload;  // what the call says of its caller counts until the end
       hooks_.run(call);
       t_call = nullptr;
       leave();
       call.reset();
-      if (++since_look % 16 == 0 && Clock::now() - held_since > kGilHold) {
+      now = t_over == Clock::time_point{} ? Clock::now() : t_over;
+      if (++since_look % 16 == 0 && now - held_since > kGilHold) {
         PyEval_SaveThread();
-        PyEval_RestoreThread(thread);
-        held_since = Clock::now();
+        now = take_gil(thread);
+        held_since = now;
       }
     }
     PyEval_SaveThread();
     hooks_.flush();
     const bool go_on = park(worker);
-    PyEval_RestoreThread(thread);
+    now = take_gil(thread);
     if (!go_on) break;
   }
   t_leave = nullptr;
@@ -405,11 +429,21 @@ void WorkerPool::run(Worker& worker) {
   if (!worker.abandoned && !worker.retired) --live_;
 }
 
+WorkerPool::Clock::time_point WorkerPool::take_gil(PyThreadState* thread) {
+  const auto wanted = Clock::now();
+  PyEval_RestoreThread(thread);
+  const auto now = Clock::now();
+  gil_wait_.add(now - wanted);
+  return now;
+}
+
+void WorkerPool::over(CallMetrics::Clock::time_point now) { t_over = now; }
+
 void WorkerPool::leave_user_code() {
   if (t_leave != nullptr) (*t_leave)();
 }
 
-CallPtr WorkerPool::next(Worker& worker) {
+CallPtr WorkerPool::next(Worker& worker, Clock::time_point now) {
   const std::lock_guard lock(mutex_);
   if (worker.abandoned || (stopping_ && queue_.empty())) return nullptr;
   if (queue_.empty()) return nullptr;
@@ -418,7 +452,8 @@ CallPtr WorkerPool::next(Worker& worker) {
   if (looked_ > 0) --looked_;
   queue_bytes_ -= std::min(queue_bytes_, call->request.size());
   worker.current = call;
-  last_taken_ = Clock::now();
+  last_taken_ = now;
+  call->taken = now;
   popped_.fetch_add(1, std::memory_order_relaxed);
   return call;
 }
@@ -461,6 +496,7 @@ CallPtr WorkerPool::take_for_loop(const std::function<bool(const CallPtr&)>& wan
       queue_bytes_ -= std::min(queue_bytes_, candidate->request.size());
       queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(at));
       --looked_;
+      candidate->taken = Clock::now();
       popped_.fetch_add(1, std::memory_order_relaxed);
       return candidate;
     }

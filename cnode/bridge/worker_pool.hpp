@@ -34,12 +34,14 @@
 #include <vector>
 
 #include "cnode/bridge/call.hpp"
+#include "cnode/bridge/call_runner.hpp"
+#include "cnode/bridge/histogram.hpp"
 #include "cnode/mailbox/mailbox.hpp"
 #include "cnode/py/python.hpp"
 
 namespace bridge {
 
-class WorkerPool {
+class WorkerPool final : public CallRunner {
  public:
   struct Options {
     std::size_t workers = 8;
@@ -58,7 +60,7 @@ class WorkerPool {
   };
 
   WorkerPool(asio::io_context& reactor, Options options, Hooks hooks);
-  ~WorkerPool();
+  ~WorkerPool() override;
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 
@@ -66,18 +68,22 @@ class WorkerPool {
   void stop();  // without the GIL: lets running calls end, up to the grace period
 
   // Reactor.
-  bool push(CallPtr call);                            // false: the queue is full
-  std::size_t push_all(std::vector<CallPtr>& calls);  // how many were taken, from the front
-  bool full() const;
-  void cancel(const CallPtr& call);  // interrupts it if it runs on a worker
+  bool push(CallPtr call) override;
+  std::size_t push_all(std::vector<CallPtr>& calls) override;
+  bool full() const override;
+  void cancel(const CallPtr& call) override;  // interrupts it if it runs on a worker
+  // What no worker has taken yet, in order, and the pool has it no more.
+  std::vector<CallPtr> take_waiting();
 
   // Any thread: work the node owes itself, ahead of the queue and outside its bounds.
-  void push_internal(CallPtr call);
+  void push_internal(CallPtr call) override;
   // Likewise, but in its turn.
   void push_job(CallPtr call);
 
   // Worker, under the GIL: the call's own code is over; from here on it cannot be interrupted.
   static void leave_user_code();
+  // Worker: the call is over, and this is the time. Saves the pool a look at the clock.
+  static void over(CallMetrics::Clock::time_point now);
 
   // The call this worker runs; nullptr in other threads and between calls.
   static const Call* current_call();
@@ -101,14 +107,15 @@ class WorkerPool {
   // at a time.
   CallPtr take_for_loop(const std::function<bool(const CallPtr&)>& wanted);
 
-  std::size_t waiting() const;
-  std::size_t busy() const;
-  std::size_t workers() const { return options_.workers; }
-  std::size_t threads() const;  // of workers, with those that wait
-  std::size_t blocked() const;  // workers that wait for an answer from Erlang
-  std::uint64_t replaced() const { return replaced_.load(std::memory_order_relaxed); }
-  std::uint64_t refused() const { return refused_.load(std::memory_order_relaxed); }
-  std::uint64_t completed() const { return popped_.load(std::memory_order_relaxed); }
+  std::size_t waiting() const override;
+  std::size_t busy() const override;
+  std::size_t workers() const override { return options_.workers; }
+  std::size_t threads() const override;
+  std::size_t blocked() const override;
+  std::uint64_t replaced() const override { return replaced_.load(std::memory_order_relaxed); }
+  std::uint64_t refused() const override { return refused_.load(std::memory_order_relaxed); }
+  std::uint64_t completed() const override { return popped_.load(std::memory_order_relaxed); }
+  const Histogram& gil_wait() const { return gil_wait_; }  // of workers, once a batch
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -135,8 +142,9 @@ class WorkerPool {
   void end_waiting(Worker& worker);
   bool surplus() const { return live_ - waiting_ > options_.workers; }  // lock held
   void run(Worker& worker);
-  CallPtr next(Worker& worker);
+  CallPtr next(Worker& worker, Clock::time_point now);
   bool park(Worker& worker);
+  Clock::time_point take_gil(PyThreadState* thread);  // the time after it
   void interrupter();
   bool has_room(std::size_t bytes) const;  // lock held
   Worker* wake_one();             // lock held; the caller notifies it once the lock is released
@@ -171,6 +179,7 @@ class WorkerPool {
   std::atomic<std::uint64_t> popped_{0};
   std::atomic<std::uint64_t> replaced_{0};
   std::atomic<std::uint64_t> refused_{0};
+  Histogram gil_wait_;
 
   // Reactor thread.
   asio::steady_timer sentinel_;

@@ -2,6 +2,7 @@
 option(CNODE_WERROR "Treat compiler warnings as errors" ON)
 
 function(cnode_warnings)
+  set_property(GLOBAL APPEND PROPERTY CNODE_TARGETS ${ARGN})
   foreach(target IN LISTS ARGN)
     target_compile_options(${target} PRIVATE
       -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual

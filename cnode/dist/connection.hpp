@@ -65,7 +65,7 @@ class Connection final : public Link {
       auto [error, count] =
           co_await link->stream_.async_read_some(asio::buffer(room, size), as_result);
       if (error) {
-        link->finish(error == asio::error::eof ? "closed by the peer" : error.message());
+        link->finish(Transport::ended(error) ? "closed by the peer" : error.message());
         co_return;
       }
       link->input_.commit(count);
@@ -76,14 +76,17 @@ class Connection final : public Link {
   }
 
   static asio::awaitable<void> tick_loop(Self link) {
-    const auto quarter = link->limits_.ticktime / 4;
+    using Clock = std::chrono::steady_clock;
+    const Clock::duration quarter = link->limits_.ticktime / 4;
+    const Clock::duration longest = 5 * quarter;
     std::uint64_t sent_before = 0;
     while (!link->closed()) {
-      link->tick_timer_.expires_after(quarter);
+      const auto left = link->last_read_ + longest - Clock::now();
+      link->tick_timer_.expires_after(std::min(quarter, left));
       auto [error] = co_await link->tick_timer_.async_wait(as_result);
       if (error || link->closed()) co_return;
-      const auto silence = std::chrono::steady_clock::now() - link->last_read_;
-      if (silence > link->limits_.ticktime * 5 / 4) {
+      const auto silence = Clock::now() - link->last_read_;
+      if (silence >= longest) {
         link->finish(
             "nothing heard for " +
             std::to_string(std::chrono::duration_cast<std::chrono::seconds>(silence).count()) +
@@ -91,10 +94,16 @@ class Connection final : public Link {
         co_return;
       }
       const std::uint64_t sent = link->bytes_sent();
-      if (sent == sent_before && link->queue_.push_tick() == SendQueue::Pushed::kWake)
-        link->write_some();
+      if (sent == sent_before) link->tick(sent);
       sent_before = link->bytes_sent();
     }
+  }
+
+  void tick(std::uint64_t sent_before) {
+    const SendQueue::Pushed pushed = queue_.push_tick();
+    if (pushed == SendQueue::Pushed::kWake || bytes_sent() != sent_before)
+      ticks_sent_.fetch_add(1, std::memory_order_relaxed);
+    if (pushed == SendQueue::Pushed::kWake) write_some();
   }
 
   // Hands on every whole frame in the buffer. False when the link closed meanwhile.
@@ -121,7 +130,10 @@ class Connection final : public Link {
         continue;
       }
       if (left - 4 < length) break;
-      if (length > 0) handler_.on_frame(*this, {bytes + at + 4, length}, length);
+      if (length > 0)
+        handler_.on_frame(*this, {bytes + at + 4, length}, length);
+      else
+        ticks_received_.fetch_add(1, std::memory_order_relaxed);
       at += 4 + length;
     }
     if (closed() || closing()) return false;
@@ -148,13 +160,24 @@ class Connection final : public Link {
     if (writing_ || closed()) return;
     if (!queue_.take(batch_)) return;
     writing_ = true;
-    buffers_.clear();
-    for (const iovec& part : batch_.parts) buffers_.emplace_back(part.iov_base, part.iov_len);
+    gather();
     asio::async_write(stream_, buffers_, [link = self()](asio::error_code error, std::size_t) {
       link->writing_ = false;
       if (error) return link->finish(error.message());
       link->write_some();
     });
+  }
+
+  void gather() {
+    buffers_.clear();
+    if constexpr (Transport::kGathers) {
+      for (const iovec& part : batch_.parts) buffers_.emplace_back(part.iov_base, part.iov_len);
+    } else {
+      flat_.clear();
+      for (const iovec& part : batch_.parts)
+        flat_.append({static_cast<const std::uint8_t*>(part.iov_base), part.iov_len});
+      buffers_.emplace_back(flat_.data(), flat_.size());
+    }
   }
 
   void request_close(std::string reason) override {
@@ -183,6 +206,7 @@ class Connection final : public Link {
   bool writing_ = false;
   SendQueue::Batch batch_;
   std::vector<asio::const_buffer> buffers_;
+  etf::Buffer flat_;  // where the transport takes one buffer at a time
 };
 
 }  // namespace dist

@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 
+#include "cnode/base/fork.hpp"
 #include "cnode/base/log.hpp"
 #include "cnode/dist/async.hpp"
 
@@ -19,7 +20,7 @@ using base::ErrorCode;
 
 namespace {
 
-constexpr std::chrono::seconds kRetry{2};
+constexpr std::chrono::seconds kRetry{1};
 constexpr std::chrono::seconds kRefusedFor{5};
 constexpr std::chrono::milliseconds kDeadline{5'000};
 
@@ -66,7 +67,9 @@ asio::awaitable<base::Status> EpmdClient::register_once(const std::string& alive
                                                         std::uint16_t port) {
   socket_ = tcp::socket(socket_.get_executor());
   auto connected = co_await connect(socket_, address_.host, address_.port, kDeadline);
+  reached_ = connected.ok();
   if (!connected) co_return connected;
+  base::close_in_children(socket_.native_handle());
   auto request = encode_alive_request(alive, port);
   if (!request) co_return request.error();
   auto [write_error, written] =
@@ -92,7 +95,7 @@ asio::awaitable<base::Status> EpmdClient::register_once(const std::string& alive
 }
 
 asio::awaitable<void> EpmdClient::keep_registered(std::string alive, std::uint16_t port,
-                                                  std::function<void()> refused) {
+                                                  std::function<void()> refused, Absent absent) {
   bool ever = false;
   auto next_report = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point refused_since{};
@@ -116,7 +119,7 @@ asio::awaitable<void> EpmdClient::keep_registered(std::string alive, std::uint16
                    address_.port);
       next_report = now + std::chrono::minutes(1);
     } else {
-      if (stopped_) co_return;
+      if (stopped_ || (!reached_ && absent && absent())) co_return;
       const bool taken = status.error().detail == "the name is taken";
       if (taken && refused_since == std::chrono::steady_clock::time_point{}) refused_since = now;
       if (taken && !ever && now - refused_since >= kRefusedFor) {

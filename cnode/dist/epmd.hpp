@@ -28,11 +28,14 @@ class EpmdClient {
  public:
   EpmdClient(asio::any_io_executor executor, EpmdAddress address);
 
+  // Called when nobody answers where epmd should be; true: no need for it any more.
+  using Absent = std::function<bool()>;
+
   // Registers `alive` (the name before the '@') for `port`, again and again. `refused` is called
   // when epmd has had that name from somebody else for five seconds and the node was never
   // registered before.
   asio::awaitable<void> keep_registered(std::string alive, std::uint16_t port,
-                                        std::function<void()> refused);
+                                        std::function<void()> refused, Absent absent = {});
   void stop();
 
   bool registered() const { return registered_.load(std::memory_order_relaxed); }
@@ -49,6 +52,7 @@ class EpmdClient {
   asio::ip::tcp::socket socket_;
   asio::steady_timer pause_;
   bool stopped_ = false;
+  bool reached_ = false;  // by the last attempt
   std::atomic<bool> registered_{false};
 };
 

@@ -1,5 +1,7 @@
 #include "cnode/dist/epmd_protocol.hpp"
 
+#include <algorithm>
+
 #include "cnode/etf/reader.hpp"
 
 namespace dist {
@@ -15,6 +17,7 @@ constexpr std::uint8_t kAliveReply = 121;
 constexpr std::uint8_t kAliveLongReply = 118;
 constexpr std::uint8_t kPortRequest = 122;
 constexpr std::uint8_t kPortReply = 119;
+constexpr std::uint8_t kNamesRequest = 110;
 constexpr std::size_t kMaxAliveName = 255;
 
 void append_u16(std::vector<std::uint8_t>& out, std::size_t value) {
@@ -74,6 +77,110 @@ Result<std::vector<std::uint8_t>> encode_port_request(std::string_view alive) {
   append_u16(out, 1 + alive.size());
   out.push_back(kPortRequest);
   out.insert(out.end(), alive.begin(), alive.end());
+  return out;
+}
+
+namespace {
+
+std::string_view text_of(etf::Bytes bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// A name that may stand in a list of lines.
+base::Status check_printable(std::string_view name) {
+  if (auto status = check_alive(name); !status) return status;
+  const auto strange = [](char c) { return static_cast<unsigned char>(c) <= 0x20 || c == 0x7f; };
+  if (!etf::is_utf8(name) || std::any_of(name.begin(), name.end(), strange))
+    return Error{ErrorCode::kMalformed, 0, "a name that is no node's"};
+  return base::Done{};
+}
+
+Result<AliveRequest> parse_alive_request(etf::Bytes body) {
+  // port:16 type:8 protocol:8 highest:16 lowest:16 length:16 name length:16 extra
+  constexpr std::size_t kFixed = 8;
+  if (body.size() < kFixed) return Error{ErrorCode::kTruncated, 0, "a registration is cut"};
+  AliveRequest request;
+  request.port = etf::read_u16(body.data());
+  request.node_type = body[2];
+  request.protocol = body[3];
+  request.highest_version = etf::read_u16(body.data() + 4);
+  request.lowest_version = etf::read_u16(body.data() + 6);
+  std::size_t offset = kFixed;
+  auto name = take_sized(body, offset);
+  if (!name) return name.error();
+  auto extra = take_sized(body, offset);
+  if (!extra) return extra.error();
+  request.name = text_of(*name);
+  if (auto status = check_printable(request.name); !status) return status.error();
+  if (request.port == 0) return Error{ErrorCode::kMalformed, 0, "a registration for port 0"};
+  if (extra->size() > kMaxEpmdExtra)
+    return Error{ErrorCode::kTooLarge, 0, "a registration with too much of its own"};
+  request.extra.assign(extra->begin(), extra->end());
+  return request;
+}
+
+}  // namespace
+
+Result<EpmdRequest> parse_epmd_request(etf::Bytes request) {
+  if (request.empty()) return Error{ErrorCode::kTruncated, 0, "an empty request"};
+  EpmdRequest parsed;
+  const etf::Bytes body = request.subspan(1);
+  switch (request[0]) {
+    case kAliveRequest: {
+      auto alive = parse_alive_request(body);
+      if (!alive) return alive.error();
+      parsed.kind = EpmdRequest::Kind::kAlive;
+      parsed.alive = std::move(*alive);
+      return parsed;
+    }
+    case kPortRequest:
+      parsed.kind = EpmdRequest::Kind::kPort;
+      parsed.alive.name = text_of(body);
+      if (auto status = check_printable(parsed.alive.name); !status) return status.error();
+      return parsed;
+    case kNamesRequest:
+      parsed.kind = EpmdRequest::Kind::kNames;
+      return parsed;
+    default:
+      return parsed;
+  }
+}
+
+std::vector<std::uint8_t> encode_alive_reply(const AliveRequest& request,
+                                             std::optional<std::uint32_t> creation) {
+  const bool long_creation = request.highest_version >= kDistributionVersion;
+  std::vector<std::uint8_t> out{long_creation ? kAliveLongReply : kAliveReply,
+                                static_cast<std::uint8_t>(creation ? 0 : 1)};
+  const std::uint32_t value = creation.value_or(0);
+  if (long_creation) append_u16(out, value >> 16);
+  append_u16(out, value & 0xFFFF);
+  return out;
+}
+
+std::vector<std::uint8_t> encode_port_reply(const AliveRequest* node) {
+  if (node == nullptr) return {kPortReply, 1};
+  std::vector<std::uint8_t> out{kPortReply, 0};
+  append_u16(out, node->port);
+  out.push_back(node->node_type);
+  out.push_back(node->protocol);
+  append_u16(out, node->highest_version);
+  append_u16(out, node->lowest_version);
+  append_u16(out, node->name.size());
+  out.insert(out.end(), node->name.begin(), node->name.end());
+  append_u16(out, node->extra.size());
+  out.insert(out.end(), node->extra.begin(), node->extra.end());
+  return out;
+}
+
+std::vector<std::uint8_t> encode_names_reply(std::uint16_t epmd_port,
+                                             const std::vector<const AliveRequest*>& nodes) {
+  std::vector<std::uint8_t> out;
+  append_u16(out, 0);
+  append_u16(out, epmd_port);
+  for (const auto* node : nodes) {
+    const std::string line = "name " + node->name + " at port " + std::to_string(node->port) + "\n";
+    out.insert(out.end(), line.begin(), line.end());
+  }
   return out;
 }
 

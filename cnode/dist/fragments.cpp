@@ -38,6 +38,10 @@ Assembler::Outcome Assembler::on_first(std::uint64_t sequence, std::uint64_t fra
   }
   const auto at = open_.try_emplace(sequence).first;
   at->second.next = fragment;
+  if (limits_.budget && limits_.counts && limits_.counts(body)) {
+    at->second.counted = true;
+    at->second.charge = base::Charge(limits_.budget);
+  }
   set_aside(at->second, fragment);
   return add(at, body, now);
 }
@@ -84,10 +88,15 @@ Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::i
   if (sequence.fate == Fate::kKept) {
     const std::size_t size = sequence.bytes.size();
     if (data.size() > limits_.message - size || held_ + data.size() > limits_.total) {
-      if (auto status = shrink_to_control(sequence, data); !status) return status.error();
+      if (auto status = shrink_to_control(sequence, data, Fate::kTooLarge); !status)
+        return status.error();
+    } else if (sequence.counted && !limits_.budget->admits(data.size(), size)) {
+      if (auto status = shrink_to_control(sequence, data, Fate::kNoMemory); !status)
+        return status.error();
     } else {
       sequence.bytes.append(data);
       held_ += data.size();
+      sequence.charge.grow(data.size());
     }
   }
   if (--sequence.next > 0) return std::optional<Assembled>{};
@@ -96,7 +105,8 @@ Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::i
   reserved_ -= sequence.reserved;
   std::optional<Assembled> whole;
   if (sequence.fate != Fate::kForgotten) {
-    whole.emplace(Assembled{std::move(sequence.bytes), sequence.fate == Fate::kTooLarge});
+    whole.emplace(Assembled{std::move(sequence.bytes), sequence.fate != Fate::kKept,
+                            sequence.fate == Fate::kNoMemory, std::move(sequence.charge)});
   }
   open_.erase(at);
   return whole;
@@ -104,7 +114,7 @@ Assembler::Outcome Assembler::add(std::unordered_map<std::uint64_t, Sequence>::i
 
 // The control tuple lies whole in the first fragment: it is at the front of what is held, or of
 // `data` when nothing is.
-base::Status Assembler::shrink_to_control(Sequence& sequence, etf::Bytes data) {
+base::Status Assembler::shrink_to_control(Sequence& sequence, etf::Bytes data, Fate fate) {
   const etf::Bytes held = sequence.bytes.empty() ? data : sequence.bytes.bytes();
   etf::Reader reader(held);
   auto control = reader.term();
@@ -120,7 +130,7 @@ base::Status Assembler::shrink_to_control(Sequence& sequence, etf::Bytes data) {
   release(sequence);
   held_ += kept.size();
   sequence.bytes = std::move(kept);
-  sequence.fate = Fate::kTooLarge;
+  sequence.fate = fate;
   return base::Done{};
 }
 
@@ -128,6 +138,7 @@ void Assembler::release(Sequence& sequence) {
   held_ -= sequence.bytes.size();
   reserved_ -= std::exchange(sequence.reserved, 0);
   sequence.bytes = etf::Buffer();
+  sequence.charge = base::Charge();
 }
 
 }  // namespace dist

@@ -15,9 +15,12 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <unordered_map>
 
+#include "cnode/base/memory_budget.hpp"
 #include "cnode/base/result.hpp"
 #include "cnode/etf/writer.hpp"
 
@@ -29,6 +32,10 @@ struct FragmentLimits {
   std::size_t sequences = 10'000;            // unfinished ones; one more is an error
   std::size_t control = 256 * 1024;   // bytes kept of a control tuple whose message is dropped
   std::size_t beginning = 16 * 1024;  // and of that message: enough to see who asked
+  // Messages whose first fragment it likes are dropped, too, when the budget has no room for them,
+  // and counted while they are here.
+  std::shared_ptr<base::MemoryBudget> budget{};
+  std::function<bool(etf::Bytes first)> counts{};
 };
 
 struct Assembled {
@@ -36,6 +43,8 @@ struct Assembled {
   // The message was dropped: bytes is the control tuple and the message's beginning, or nothing if
   // even the tuple is too large.
   bool too_large = false;
+  bool no_memory = false;  // likewise, and not for its own size
+  base::Charge charge;
 };
 
 class Assembler {
@@ -59,18 +68,20 @@ class Assembler {
   std::size_t reserved() const { return reserved_; }  // addresses set aside, used or not
 
  private:
-  enum class Fate { kKept, kTooLarge, kForgotten };
+  enum class Fate { kKept, kTooLarge, kNoMemory, kForgotten };
   struct Sequence {
     etf::Buffer bytes;
     std::size_t reserved = 0;  // addresses set aside
     std::uint64_t next = 0;    // the fragment number that must come
     Fate fate = Fate::kKept;
+    bool counted = false;
+    base::Charge charge;
     Clock::time_point touched;
   };
 
   Outcome add(std::unordered_map<std::uint64_t, Sequence>::iterator at, etf::Bytes data,
               Clock::time_point now);
-  base::Status shrink_to_control(Sequence& sequence, etf::Bytes data);
+  base::Status shrink_to_control(Sequence& sequence, etf::Bytes data, Fate fate);
   void release(Sequence& sequence);
   void set_aside(Sequence& sequence, std::uint64_t fragments);
 

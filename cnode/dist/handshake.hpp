@@ -86,6 +86,7 @@ class Handshake {
   const std::vector<std::uint8_t>& refusal() const { return refusal_; }
   const PeerInfo& peer() const { return peer_; }
   Role role() const { return role_; }
+  const std::string& expected_peer() const { return expected_peer_; }
 
  private:
   enum class State {

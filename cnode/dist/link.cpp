@@ -1,13 +1,19 @@
 #include "cnode/dist/link.hpp"
 
+#include "cnode/base/fork.hpp"
+
 namespace dist {
 
 Link::Link(std::uint64_t id, PeerInfo peer, int descriptor)
     : queue_(descriptor, (peer.flags & kFragments) != 0), id_(id), peer_(std::move(peer)) {}
 
-void Link::send(Message message) { after(queue_.push(std::move(message))); }
+void Link::send(Message message) {
+  base::end_if_forked();
+  after(queue_.push(std::move(message)));
+}
 
 void Link::send_all(std::vector<Message>& messages) {
+  base::end_if_forked();
   after(queue_.push_all(messages));
   messages.clear();
 }

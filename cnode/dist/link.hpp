@@ -16,6 +16,7 @@
 #include <memory>
 #include <string>
 
+#include "cnode/base/memory_budget.hpp"
 #include "cnode/dist/flags.hpp"
 #include "cnode/dist/handshake.hpp"
 #include "cnode/dist/message.hpp"
@@ -45,6 +46,9 @@ class Link : public std::enable_shared_from_this<Link> {
 
   std::uint64_t id() const { return id_; }
   const PeerInfo& peer() const { return peer_; }
+  // What its peer has in flight; nullptr where nobody counts. Set before it starts.
+  const std::shared_ptr<base::MemoryBudget>& budget() const { return budget_; }
+  void set_budget(std::shared_ptr<base::MemoryBudget> budget) { budget_ = std::move(budget); }
   bool has(std::uint64_t flag) const { return (peer_.flags & flag) != 0; }
 
   void send(Message message);                     // any thread; dropped when the link is gone
@@ -56,6 +60,8 @@ class Link : public std::enable_shared_from_this<Link> {
   bool closing() const { return closing_.load(std::memory_order_acquire); }
   bool flushed() const { return queue_.idle(); }
   std::uint64_t bytes_sent() const { return queue_.bytes_sent(); }
+  std::uint64_t ticks_sent() const { return ticks_sent_.load(std::memory_order_relaxed); }
+  std::uint64_t ticks_received() const { return ticks_received_.load(std::memory_order_relaxed); }
   std::uint64_t bytes_received() const { return bytes_received_.load(std::memory_order_relaxed); }
 
  private:
@@ -68,11 +74,14 @@ class Link : public std::enable_shared_from_this<Link> {
   std::atomic<bool> closed_{false};
   std::atomic<bool> closing_{false};
   std::atomic<std::uint64_t> bytes_received_{0};
+  std::atomic<std::uint64_t> ticks_sent_{0};
+  std::atomic<std::uint64_t> ticks_received_{0};
   SendQueue queue_;
 
  private:
   const std::uint64_t id_;
   const PeerInfo peer_;
+  std::shared_ptr<base::MemoryBudget> budget_;
 };
 
 }  // namespace dist

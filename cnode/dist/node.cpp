@@ -11,9 +11,11 @@
 #include <array>
 #include <stdexcept>
 
+#include "cnode/base/fork.hpp"
 #include "cnode/base/log.hpp"
 #include "cnode/base/random.hpp"
 #include "cnode/dist/async.hpp"
+#include "cnode/dist/tls.hpp"
 
 namespace dist {
 
@@ -150,16 +152,53 @@ void Node::start(std::function<void(std::string)> fatal) {
     bind();
     for (auto& acceptor : acceptors_)
       asio::co_spawn(reactor_, accept_loop(acceptor), asio::detached);
-    if (config_.use_epmd) {
-      epmd_ = std::make_unique<EpmdClient>(reactor_.get_executor(), config_.epmd);
-      auto refused = [this] { fatal_("name: another node is registered with epmd as " + name()); };
-      asio::co_spawn(
-          reactor_,
-          epmd_->keep_registered(std::string(alive_part(name())), port_, std::move(refused)),
-          asio::detached);
-    }
+    join_epmd();
   }
   for (const auto& peer : config_.peers) asio::co_spawn(reactor_, dial_loop(peer), asio::detached);
+}
+
+void Node::join_epmd() {
+  if (config_.epmd_use == EpmdUse::kNone) return;
+  // Made now: other threads ask registered().
+  epmd_server_ = std::make_unique<EpmdServer>(reactor_.get_executor());
+  if (config_.epmd_use == EpmdUse::kBuiltIn) {
+    if (auto status = serve_epmd(); !status)
+      throw std::runtime_error("epmd: cannot listen on " + status.error().detail);
+    return;
+  }
+  epmd_ = std::make_unique<EpmdClient>(reactor_.get_executor(), config_.epmd);
+  auto refused = [this] { fatal_("name: another node is registered with epmd as " + name()); };
+  EpmdClient::Absent absent;
+  if (config_.epmd_use == EpmdUse::kAuto) {
+    // What cannot be had now (the port was just taken) is tried again as the client's next try.
+    absent = [this] { return serve_epmd().ok(); };
+  }
+  asio::co_spawn(reactor_,
+                 epmd_->keep_registered(std::string(alive_part(name())), port_, std::move(refused),
+                                        std::move(absent)),
+                 asio::detached);
+}
+
+base::Status Node::serve_epmd() {
+  std::vector<asio::ip::address> addresses;
+  for (const auto& text : config_.epmd_addresses) {
+    asio::error_code error;
+    addresses.push_back(asio::ip::make_address(text, error));
+    if (error) return Error{ErrorCode::kMalformed, 0, "'" + text + "': no address"};
+  }
+  if (addresses.empty()) {
+    for (const auto& acceptor : acceptors_)
+      addresses.push_back(acceptor.local_endpoint().address());
+  }
+  auto status = epmd_server_->start(addresses, config_.epmd.port);
+  if (!status) return status;
+  spdlog::info("serving as epmd on port {}", epmd_server_->port());
+  return epmd_server_->add_own(std::string(alive_part(name())), port_);
+}
+
+bool Node::registered() const {
+  if (config_.epmd_use == EpmdUse::kNone) return true;
+  return (epmd_ && epmd_->registered()) || (epmd_server_ && epmd_server_->serving());
 }
 
 void Node::bind() {
@@ -204,6 +243,7 @@ void Node::bind() {
         why = here;
         break;
       }
+      base::close_in_children(acceptor.native_handle());
       bound = acceptor.local_endpoint().port();
       acceptors_.push_back(std::move(acceptor));
     }
@@ -219,11 +259,15 @@ void Node::bind() {
 }
 
 asio::awaitable<void> Node::accept_loop(tcp::acceptor& acceptor) {
+  auto next_report = std::chrono::steady_clock::now();
   while (!stopping_) {
     auto [error, socket] = co_await acceptor.async_accept(as_result);
     if (stopping_ || error == asio::error::operation_aborted) co_return;
     if (error) {
-      spdlog::warn("cannot accept a connection ({}); pausing", error.message());
+      if (const auto now = std::chrono::steady_clock::now(); now >= next_report) {
+        spdlog::warn("cannot accept connections ({}); trying on", error.message());
+        next_report = now + std::chrono::minutes(1);
+      }
       co_await sleep_for(std::chrono::milliseconds(100));
       continue;
     }
@@ -253,41 +297,78 @@ HandshakeConfig Node::handshake_config() const {
 }
 
 asio::awaitable<void> Node::accept_peer(Socket socket) {
+  configure(socket);
+  if (config_.tls) {
+    co_await admit<TlsTransport>(config_.tls->accept(std::move(socket)));
+  } else {
+    co_await admit<TcpTransport>(std::move(socket));
+  }
+}
+
+template <class Transport>
+asio::awaitable<void> Node::admit(typename Transport::Stream stream) {
+  Socket& socket = Transport::socket(stream);
   asio::error_code ignored;
   const auto endpoint = socket.remote_endpoint(ignored);
   const std::string address =
       endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
-  auto entry = pending_.insert(pending_.end(), Pending{&socket, address});
-  // The entry may be taken away under us when too many are pending; then the socket is closed and
-  // the list forgot us.
-  auto leave = [this, &entry, &socket] {
-    auto found = std::find_if(pending_.begin(), pending_.end(),
-                              [&](const Pending& p) { return p.socket == &socket; });
-    if (found != pending_.end()) pending_.erase(found);
-    entry = pending_.end();
-  };
-  TcpTransport::configure(socket);
+  pending_.push_back(Pending{&socket, address});
   Handshake handshake(Handshake::Role::kAcceptor, handshake_config());
-  auto peer = co_await shake_hands(socket, handshake);
-  leave();
+  auto peer = co_await shake_hands<Transport>(stream, handshake);
+  // The entry may have been taken away when too many were pending; then the socket is closed.
+  pending_.remove_if([&](const Pending& one) { return one.socket == &socket; });
   if (!peer) {
-    ++counters_.handshakes_failed;
+    counters_.handshakes_failed.add(peer.error().code);
     spdlog::warn("handshake with {} failed: {}", address, peer.error().detail);
     socket.close(ignored);
     co_return;
   }
-  open_link(std::move(socket), std::move(*peer));
+  open_link<Transport>(std::move(stream), std::move(*peer));
 }
 
-asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handshake& handshake) {
-  constexpr std::size_t kHeader = TcpTransport::kHandshakeHeader;
-  StepDeadline deadline(socket);
+// Whether whoever is at the other end may be the node it says it is.
+template <class Transport>
+bool Node::vouched(typename Transport::Stream& stream, std::string_view peer) const {
+  if constexpr (std::is_same_v<Transport, TlsTransport>) {
+    return config_.tls->vouches_for(stream, peer);
+  }
+  return true;
+}
+
+// What has to happen before the first packet.
+template <class Transport>
+asio::awaitable<base::Status> Node::secure(typename Transport::Stream& stream,
+                                           Handshake& handshake) {
+  if constexpr (std::is_same_v<Transport, TlsTransport>) {
+    const bool accepts = handshake.role() == Handshake::Role::kAcceptor;
+    auto [error] = co_await stream.async_handshake(
+        accepts ? asio::ssl::stream_base::server : asio::ssl::stream_base::client, as_result);
+    if (error) co_return Error{ErrorCode::kRefused, 0, "TLS: " + Tls::reason(stream, error)};
+    // An acceptor learns later who it is to be for.
+    if (!accepts && !vouched<Transport>(stream, handshake.expected_peer())) {
+      co_return Error{ErrorCode::kRefused, 0,
+                      "TLS: the certificate of " + printable(handshake.expected_peer()) +
+                          " is not for its host"};
+    }
+  }
+  co_return base::Done{};
+}
+
+template <class Transport>
+asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(typename Transport::Stream& stream,
+                                                          Handshake& handshake) {
+  constexpr std::size_t kHeader = Transport::kHandshakeHeader;
+  StepDeadline deadline(Transport::socket(stream));
   std::array<std::uint8_t, kMaxHandshakePacket> packet{};
-  auto failure = [&](const std::string& why) {
-    return Error{ErrorCode::kClosed, 0, deadline.expired ? "no packet in time" : why};
+  auto failure = [&](const asio::error_code& error) {
+    if (deadline.expired) return Error{ErrorCode::kTimeout, 0, "no packet in time"};
+    const bool spoken = error && error.category() == asio::error::get_ssl_category();
+    return Error{ErrorCode::kClosed, 0,
+                 spoken ? "TLS: " + error.message() : "the connection was closed"};
   };
-  auto send = [](Socket& to,
-                 const std::vector<std::vector<std::uint8_t>>& packets) -> asio::awaitable<bool> {
+  auto send = [](typename Transport::Stream& to,
+                 const std::vector<std::vector<std::uint8_t>>& packets)
+      -> asio::awaitable<asio::error_code> {
     etf::Buffer out;
     for (const auto& one : packets) {
       std::array<std::uint8_t, 4> head{};
@@ -297,21 +378,35 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
     }
     auto [error, count] =
         co_await asio::async_write(to, asio::buffer(out.data(), out.size()), as_result);
-    co_return !error;
+    co_return error;
   };
 
+  deadline.arm(config_.handshake_step);
+  auto secured = co_await secure<Transport>(stream, handshake);
+  if (!secured) {
+    if (deadline.expired) co_return failure({});
+    co_return secured.error();
+  }
   deadline.arm(config_.handshake_step);
   Handshake::Step step = handshake.start();
   for (;;) {
     if (!step.send.empty()) {
-      const bool sent = co_await send(socket, step.send);
-      if (!sent) co_return failure("the connection was closed");
+      const asio::error_code unsent = co_await send(stream, step.send);
+      if (unsent) co_return failure(unsent);
     }
     if (step.next == Handshake::Step::Next::kDone) co_return handshake.peer();
     if (step.next == Handshake::Step::Next::kClose) {
       co_return Error{ErrorCode::kRefused, 0, "refused " + printable(handshake.peer().name)};
     }
     if (step.next == Handshake::Step::Next::kNeedDecision) {
+      // First of all: decide() may end an attempt of ours in favour of this one.
+      if (!vouched<Transport>(stream, handshake.peer().name)) {
+        auto refused = handshake.decide(Decision::kNotAllowed);
+        if (refused) co_await send(stream, refused->send);
+        co_return Error{
+            ErrorCode::kRefused, 0,
+            "TLS: the certificate of " + printable(handshake.peer().name) + " is not for its host"};
+      }
       auto decided = handshake.decide(decide(handshake.peer()));
       if (!decided) co_return decided.error();
       step = std::move(*decided);
@@ -319,8 +414,8 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
     }
     deadline.arm(config_.handshake_step);
     auto head = asio::buffer(packet.data(), kHeader);
-    auto [head_error, head_size] = co_await asio::async_read(socket, head, as_result);
-    if (head_error) co_return failure("the connection was closed");
+    auto [head_error, head_size] = co_await asio::async_read(stream, head, as_result);
+    if (head_error) co_return failure(head_error);
     std::size_t length = 0;
     for (std::size_t i = 0; i < kHeader; ++i) length = (length << 8) | packet[i];
     if (length > packet.size()) {
@@ -328,14 +423,14 @@ asio::awaitable<base::Result<PeerInfo>> Node::shake_hands(Socket& socket, Handsh
                       "a handshake packet of " + std::to_string(length) + " bytes"};
     }
     auto body = asio::buffer(packet.data(), length);
-    auto [body_error, body_size] = co_await asio::async_read(socket, body, as_result);
-    if (body_error) co_return failure("the connection was closed");
+    auto [body_error, body_size] = co_await asio::async_read(stream, body, as_result);
+    if (body_error) co_return failure(body_error);
     auto next = handshake.on_packet({packet.data(), length});
     if (!next) {
       const auto& refusal = handshake.refusal();
       if (!refusal.empty()) {
         const std::vector<std::vector<std::uint8_t>> packets{refusal};
-        co_await send(socket, packets);
+        co_await send(stream, packets);
       }
       co_return next.error();
     }
@@ -390,22 +485,33 @@ asio::awaitable<base::Status> Node::dial(PeerAddress peer) {
   auto connected = co_await connect(socket, host, port, config_.handshake_step);
   if (!connected) co_return connected;
   if (link_to(peer.name)) co_return base::Done{};
-  TcpTransport::configure(socket);
-  dialing_[peer.name] = &socket;
-  Handshake handshake(Handshake::Role::kInitiator, handshake_config(), peer.name);
-  auto info = co_await shake_hands(socket, handshake);
-  if (auto mine = dialing_.find(peer.name); mine != dialing_.end() && mine->second == &socket)
+  configure(socket);
+  if (config_.tls) {
+    auto stream = config_.tls->connect(std::move(socket), host);
+    co_return co_await introduce<TlsTransport>(std::move(stream), peer.name);
+  }
+  co_return co_await introduce<TcpTransport>(std::move(socket), peer.name);
+}
+
+template <class Transport>
+asio::awaitable<base::Status> Node::introduce(typename Transport::Stream stream, std::string peer) {
+  Socket& socket = Transport::socket(stream);
+  dialing_[peer] = &socket;
+  Handshake handshake(Handshake::Role::kInitiator, handshake_config(), peer);
+  auto info = co_await shake_hands<Transport>(stream, handshake);
+  if (auto mine = dialing_.find(peer); mine != dialing_.end() && mine->second == &socket)
     dialing_.erase(mine);
   if (!info) {
-    ++counters_.handshakes_failed;
+    counters_.handshakes_failed.add(info.error().code);
     co_return info.error();
   }
   if (stopping_) co_return Error{ErrorCode::kClosed, 0, "stopping"};
-  open_link(std::move(socket), std::move(*info));
+  open_link<Transport>(std::move(stream), std::move(*info));
   co_return base::Done{};
 }
 
-void Node::open_link(Socket socket, PeerInfo peer) {
+template <class Transport>
+void Node::open_link(typename Transport::Stream stream, PeerInfo peer) {
   if (name().empty()) set_identity(peer.our_name, peer.our_creation);
   if (auto old = link_to(peer.name)) {
     spdlog::info("{}: a new connection replaces the old one", peer.name);
@@ -419,8 +525,13 @@ void Node::open_link(Socket socket, PeerInfo peer) {
   fragments.message = config_.max_message;
   fragments.total = 2 * config_.max_message;
   const std::uint64_t id = next_link_++;
-  auto link = std::make_shared<Connection<TcpTransport>>(id, peer, std::move(socket),
-                                                         static_cast<LinkHandler&>(*this), limits);
+  auto link = std::make_shared<Connection<Transport>>(id, peer, std::move(stream),
+                                                      static_cast<LinkHandler&>(*this), limits);
+  if (config_.budget) {
+    link->set_budget(std::make_shared<base::MemoryBudget>(config_.peer_budget, config_.budget));
+    fragments.budget = link->budget();
+    fragments.counts = [this](etf::Bytes first) { return delegate_.can_refuse(first); };
+  }
   links_[id] = link;
   assemblers_.try_emplace(id, fragments);
   {
@@ -446,9 +557,23 @@ void Node::on_link_closed(Link& link, const std::string& reason) {
       links_by_name_.erase(named);
   }
   ++counters_.links_closed;
+  past_.add(link);
   spdlog::info("{} is down: {}", link.peer().name, reason);
   drop_peer(link.id());
   delegate_.on_link_down(link);
+}
+
+Traffic Node::traffic() const {
+  Traffic all = past_;
+  for (const auto& [id, link] : links_) all.add(*link);
+  return all;
+}
+
+std::map<std::string, bool> Node::known_peers() const {
+  std::map<std::string, bool> known;
+  for (const PeerAddress& peer : config_.peers) known[peer.name] = false;
+  for (const auto& [id, link] : links_) known[link->peer().name] = true;
+  return known;
 }
 
 void Node::drop_peer(std::uint64_t link) {
@@ -483,6 +608,11 @@ void Node::drop_peer(std::uint64_t link) {
   }
 }
 
+std::optional<std::int64_t> Node::certificate_end() const {
+  if (!config_.tls) return std::nullopt;
+  return config_.tls->expires();
+}
+
 void Node::stop_accepting() {
   stopping_ = true;
   asio::error_code ignored;
@@ -490,6 +620,7 @@ void Node::stop_accepting() {
   for (auto& pending : pending_) pending.socket->close(ignored);
   for (auto& [name, socket] : dialing_) socket->close(ignored);
   if (epmd_) epmd_->stop();
+  if (epmd_server_) epmd_server_->remove_own(std::string(alive_part(name())));
 }
 
 void Node::close_links(const std::string& reason) {
@@ -546,7 +677,7 @@ etf::Ref Node::make_ref() {
 // --------------------------------------------------------------------------------------------------
 
 void Node::reject(Link& link, const Error& error, std::string_view what) {
-  ++counters_.frames_rejected;
+  counters_.frames_rejected.add(error.code);
   spdlog::warn("{}: {} ({}); closing the link", link.peer().name, what, error.message());
   link.close(std::string(what));
 }
@@ -561,9 +692,9 @@ void Node::on_frame(Link& link, etf::Bytes bytes, std::size_t whole_size) {
     case Frame::Kind::kTick:
       return;
     case Frame::Kind::kPassThrough:
-      return on_signal(link, {frame->body}, true, too_large);
+      return on_signal(link, Incoming{frame->body}, true, too_large);
     case Frame::Kind::kWhole:
-      return on_signal(link, {frame->body}, false, too_large);
+      return on_signal(link, Incoming{frame->body}, false, too_large);
     case Frame::Kind::kFirstFragment:
     case Frame::Kind::kFragment: {
       if (too_large)
@@ -575,8 +706,9 @@ void Node::on_frame(Link& link, etf::Bytes bytes, std::size_t whole_size) {
                        : assembler->second.on_next(frame->sequence, frame->fragment, frame->body);
       if (!whole) return reject(link, whole.error(), "fragments out of order");
       if (!*whole) return;
-      return on_signal(link, {(*whole)->bytes.bytes(), &(*whole)->bytes}, false,
-                       (*whole)->too_large);
+      return on_signal(
+          link, {(*whole)->bytes.bytes(), &(*whole)->bytes, &(*whole)->charge, (*whole)->no_memory},
+          false, (*whole)->too_large);
     }
   }
 }
@@ -607,7 +739,8 @@ void Node::on_signal(Link& link, Incoming body, bool pass_through, bool too_larg
     if (auto version = in.version(); !version)
       return reject(link, version.error(), "a message without version byte");
   }
-  on_signal(link, *control, Incoming{in.rest(), body.whole}, too_large);
+  on_signal(link, *control, Incoming{in.rest(), body.whole, body.charge, body.no_memory},
+            too_large);
 }
 
 Process* Node::target(const Party& to) {
@@ -691,6 +824,8 @@ void Node::deliver(Link& link, Process* to, const Control& control, Incoming mes
   }
   if (to->system && to->name == kNetKernel) return on_net_kernel(link, message.bytes);
   const bool told = control.from.kind == Party::Kind::kPid;
+  if (message.no_memory)
+    return delegate_.on_no_memory(link, told ? &control.from.pid : nullptr, message.bytes);
   if (too_large)
     return delegate_.on_too_large(link, told ? &control.from.pid : nullptr, message.bytes);
   delegate_.on_message(link, *to, told ? &control.from.pid : nullptr, message);

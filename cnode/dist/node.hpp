@@ -13,6 +13,7 @@
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <list>
@@ -28,6 +29,7 @@
 #include "cnode/dist/connection.hpp"
 #include "cnode/dist/control.hpp"
 #include "cnode/dist/epmd.hpp"
+#include "cnode/dist/epmd_server.hpp"
 #include "cnode/dist/fragments.hpp"
 #include "cnode/dist/link.hpp"
 #include "cnode/dist/process_table.hpp"
@@ -35,9 +37,18 @@
 
 namespace dist {
 
+class Tls;
+
 struct PeerAddress {
   std::string name;        // name@host
   std::uint16_t port = 0;  // 0: ask epmd at its host
+};
+
+enum class EpmdUse {
+  kNone,
+  kExternal,  // one is there, or will be: waited for
+  kAuto,      // the same, but where none answers we are it
+  kBuiltIn,   // we are it
 };
 
 struct NodeConfig {
@@ -49,15 +60,20 @@ struct NodeConfig {
       listen;                    // addresses; none: whatever the host part of the name resolves to
   std::uint16_t first_port = 0;  // 0: any
   std::uint16_t last_port = 0;
-  bool use_epmd = true;
-  bool listens = true;
+  EpmdUse epmd_use = EpmdUse::kExternal;
+  bool listens = true;  // false: only dials
   EpmdAddress epmd;
+  std::vector<std::string>
+      epmd_addresses;  // what a built-in one listens on beside the loopback; none: as the node
   std::vector<PeerAddress> peers;
+  std::shared_ptr<Tls> tls;  // nullptr: plain TCP
   std::chrono::milliseconds ticktime{60'000};
   std::chrono::milliseconds handshake_step{7'000};
   std::size_t max_pending = 64;  // half-open peers; one more ends the oldest
   std::size_t max_links = 1024;
   std::size_t max_message = etf::kMaxMessage;
+  std::shared_ptr<base::MemoryBudget> budget;  // of all peers; nullptr: nobody counts
+  std::size_t peer_budget = std::size_t{256} << 20;
 };
 
 struct SpawnRequest {
@@ -77,6 +93,8 @@ struct SpawnRequest {
 struct Incoming {
   etf::Bytes bytes;
   etf::Buffer* whole = nullptr;
+  base::Charge* charge = nullptr;  // with `whole`, where it is counted; may be taken over likewise
+  bool no_memory = false;          // what was dropped was not too large by itself
 };
 
 enum class ExitKind {
@@ -93,6 +111,10 @@ class NodeDelegate {
   virtual void on_message(Link& link, Process& to, const etf::PidView* from, Incoming message) = 0;
   // A message over the limit; of its bytes only the beginning is here.
   virtual void on_too_large(Link& link, const etf::PidView* from, etf::Bytes beginning) = 0;
+  // Whether a message that begins like this (a control tuple, and what follows it) can be refused
+  // when there is no memory for it, and the refusal of one.
+  virtual bool can_refuse(etf::Bytes /*first_fragment*/) const { return false; }
+  virtual void on_no_memory(Link&, const etf::PidView* /*from*/, etf::Bytes /*beginning*/) {}
   virtual void on_alias_message(Link& link, const etf::RefView& alias, etf::Bytes message) = 0;
   // Why a process may not be spawned, as an atom's text; nothing when it may.
   virtual std::optional<std::string_view> refuse_spawn(Link& link, const SpawnRequest& request) = 0;
@@ -108,12 +130,42 @@ class NodeDelegate {
   virtual void on_spawn_refused(Link&, const RefKey&, std::string_view /*reason*/) {}
 };
 
+// How often something went wrong, by the reason.
+class FailureCounter {
+ public:
+  void add(base::ErrorCode why) { ++counts_[static_cast<std::size_t>(why)]; }
+  std::uint64_t load(base::ErrorCode why) const { return counts_[static_cast<std::size_t>(why)]; }
+  std::uint64_t load() const {
+    std::uint64_t sum = 0;
+    for (const auto& count : counts_) sum += count;
+    return sum;
+  }
+
+ private:
+  std::array<std::atomic<std::uint64_t>, base::kErrorCodes> counts_{};
+};
+
 struct NodeCounters {
-  std::atomic<std::uint64_t> handshakes_failed{0};
-  std::atomic<std::uint64_t> frames_rejected{0};
+  FailureCounter handshakes_failed;
+  FailureCounter frames_rejected;
   std::atomic<std::uint64_t> unknown_controls{0};
   std::atomic<std::uint64_t> links_opened{0};
   std::atomic<std::uint64_t> links_closed{0};
+};
+
+// Of all links there have been.
+struct Traffic {
+  std::uint64_t bytes_in = 0;
+  std::uint64_t bytes_out = 0;
+  std::uint64_t ticks_in = 0;
+  std::uint64_t ticks_out = 0;
+
+  void add(const Link& link) {
+    bytes_in += link.bytes_received();
+    bytes_out += link.bytes_sent();
+    ticks_in += link.ticks_received();
+    ticks_out += link.ticks_sent();
+  }
 };
 
 class Node final : private LinkHandler {
@@ -135,8 +187,10 @@ class Node final : private LinkHandler {
   std::string name() const;
   std::uint32_t creation() const { return creation_; }
   std::uint16_t port() const { return port_; }
-  bool registered() const { return !config_.use_epmd || (epmd_ && epmd_->registered()); }
+  bool registered() const;
   bool ready() const;  // listening and registered, or linked
+  // When our certificate ends, in seconds since 1970; nothing without TLS.
+  std::optional<std::int64_t> certificate_end() const;
   LinkPtr link_to(std::string_view node) const;
   std::vector<std::string> peers() const;
   etf::Ref make_ref();
@@ -155,6 +209,9 @@ class Node final : private LinkHandler {
                    etf::Bytes reason);
   LinkPtr find_link(std::uint64_t id) const;
   bool links_flushed() const;
+  Traffic traffic() const;
+  std::size_t connecting() const { return pending_.size() + dialing_.size(); }
+  std::map<std::string, bool> known_peers() const;  // linked, or to be dialled: whether it is up
 
  private:
   using Socket = asio::ip::tcp::socket;
@@ -165,13 +222,26 @@ class Node final : private LinkHandler {
 
   // Joining.
   void bind();
+  void join_epmd();
+  base::Status serve_epmd();
   asio::awaitable<void> accept_loop(asio::ip::tcp::acceptor& acceptor);
   asio::awaitable<void> accept_peer(Socket socket);
   asio::awaitable<void> dial_loop(PeerAddress peer);
   asio::awaitable<base::Status> dial(PeerAddress peer);
-  asio::awaitable<base::Result<PeerInfo>> shake_hands(Socket& socket, Handshake& handshake);
+  template <class Transport>
+  bool vouched(typename Transport::Stream& stream, std::string_view peer) const;
+  template <class Transport>
+  asio::awaitable<base::Status> secure(typename Transport::Stream& stream, Handshake& handshake);
+  template <class Transport>
+  asio::awaitable<base::Result<PeerInfo>> shake_hands(typename Transport::Stream& stream,
+                                                      Handshake& handshake);
+  template <class Transport>
+  asio::awaitable<void> admit(typename Transport::Stream stream);
+  template <class Transport>
+  asio::awaitable<base::Status> introduce(typename Transport::Stream stream, std::string peer);
   Decision decide(const PeerInfo& peer);
-  void open_link(Socket socket, PeerInfo peer);
+  template <class Transport>
+  void open_link(typename Transport::Stream stream, PeerInfo peer);
   HandshakeConfig handshake_config() const;
   void set_identity(std::string name, std::uint32_t creation);
 
@@ -208,6 +278,7 @@ class Node final : private LinkHandler {
   std::vector<asio::ip::tcp::acceptor> acceptors_;
   std::atomic<std::uint16_t> port_{0};
   std::unique_ptr<EpmdClient> epmd_;
+  std::unique_ptr<EpmdServer> epmd_server_;
   std::list<Pending> pending_;
   std::map<std::string, Socket*> dialing_;  // until the handshake is through
   std::uint64_t next_link_ = 1;
@@ -216,6 +287,7 @@ class Node final : private LinkHandler {
   Assembler::Clock::time_point next_fragment_sweep_{};
   bool stopping_ = false;
   NodeCounters counters_;
+  Traffic past_;  // of the links that are gone
 
   mutable std::mutex names_mutex_;  // guards what other threads ask for
   std::string name_;

@@ -10,6 +10,7 @@
 #include <charconv>
 #include <utility>
 
+#include "cnode/base/fork.hpp"
 #include "cnode/base/log.hpp"
 #include "cnode/dist/async.hpp"
 #include "cnode/main/settings_file.hpp"
@@ -69,6 +70,7 @@ std::uint16_t Admin::start(const Address& address) {
     acceptor_.set_option(tcp::acceptor::reuse_address(true));
     acceptor_.bind(endpoint);
     acceptor_.listen();
+    base::close_in_children(acceptor_.native_handle());
     asio::co_spawn(
         reactor_, [self = shared_from_this()] { return self->accept_loop(); }, asio::detached);
     return acceptor_.local_endpoint().port();
@@ -78,15 +80,9 @@ std::uint16_t Admin::start(const Address& address) {
   }
 }
 
-void Admin::stop() {
-  asio::error_code ignored;
-  acceptor_.close(ignored);
-}
-
 asio::awaitable<void> Admin::accept_loop() {
-  while (acceptor_.is_open()) {
+  for (;;) {
     auto [error, socket] = co_await acceptor_.async_accept(as_result);
-    if (!acceptor_.is_open()) co_return;
     if (error) {  // no descriptors, for one
       co_await dist::sleep_for(100ms);
       continue;
@@ -123,7 +119,13 @@ asio::awaitable<void> Admin::serve(std::shared_ptr<Socket> held) {
     const std::string text = response(found, head.rfind("HEAD ", 0) != 0);
     close_late();
     auto [failed, written] = co_await asio::async_write(socket, asio::buffer(text), as_result);
-    if (!failed) socket.shutdown(tcp::socket::shutdown_both, error);
+    // What it still sends is read before the end: a socket closed over unread data resets, and the
+    // answer may be lost with that.
+    if (!failed) socket.shutdown(tcp::socket::shutdown_send, error);
+    while (!failed) {
+      auto [ended, more] = co_await socket.async_read_some(asio::buffer(head), as_result);
+      failed = ended;
+    }
   }
   deadline.cancel();
   --open_;

@@ -1,9 +1,9 @@
 // Admin: what an operator's machinery asks over HTTP, on a port of its own, and read only.
 //
-//   GET /livez     200: the reactor turns
-//   GET /readyz    200: peers can reach us, Python answers, we are not told to stop; else 503 and
-//   why GET /startupz  200: settings, Python and listener are there GET /metrics   Prometheus' text
-//   format
+//   GET /livez      the reactor turns
+//   GET /startupz   settings, Python and listener are there
+//   GET /readyz     peers reach us, Python answers, nobody told us to stop; else 503 and why
+//   GET /metrics    Prometheus' text format
 //
 // All of it runs on the reactor and none of it takes the GIL. Python is asked on its loop's thread
 // and waited for half a second: who keeps the GIL makes the node not ready, never dead.
@@ -43,7 +43,6 @@ class Admin : public std::enable_shared_from_this<Admin> {
 
   // Binds and accepts; the port. Throws ConfigError.
   std::uint16_t start(const Address& address);
-  void stop();  // reactor
 
  private:
   struct Answer {

@@ -10,12 +10,18 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <thread>
 
 #include "cnode/dist/handshake.hpp"
+#include "cnode/dist/tls.hpp"
 #include "cnode/main/admin.hpp"
+#include "cnode/main/cgroup.hpp"
 #include "cnode/main/cookie.hpp"
 
 #ifndef SIDEWINDER_VERSION
@@ -112,7 +118,7 @@ Cookie find_cookie(Config& config) {
 }
 
 // What {name} stands for in names and addresses; ConfigError if it stands for nothing here.
-std::string placeholder(const std::string& setting, const std::string& name) {
+std::string pod_value(const std::string& setting, const std::string& name) {
   const auto variable = [&](const char* which) -> std::string {
     const char* text = environment(which);
     if (text == nullptr || *text == '\0')
@@ -140,7 +146,7 @@ std::string filled_in(const std::string& setting, const std::string& text) {
     if (end == std::string::npos) {
       result += text[at++];
     } else {
-      result += placeholder(setting, text.substr(at + 1, end - at - 1));
+      result += pod_value(setting, text.substr(at + 1, end - at - 1));
       at = end + 1;
     }
   }
@@ -179,20 +185,82 @@ std::string node_name(const Config& config) {
   return full;
 }
 
+std::optional<std::uint32_t> whole_number(std::string_view text) {
+  std::uint32_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+// BASE+ for a node: py12@host listens on the base plus 12, py@host on the base itself.
+std::uint16_t computed_port(const std::string& setting, const std::string& text,
+                            const std::string& node) {
+  const auto base = whole_number(std::string_view(text).substr(0, text.size() - 1));
+  if (!base) throw ConfigError(setting + ": '" + text + "' is no port and a +");
+  const std::string alive = node.substr(0, node.find('@'));
+  std::size_t digits = alive.size();
+  while (digits > 0 && alive[digits - 1] >= '0' && alive[digits - 1] <= '9') --digits;
+  const auto number = digits == alive.size() ? 0 : whole_number(alive.substr(digits));
+  const std::uint64_t port = std::uint64_t{*base} + number.value_or(65'536);
+  if (port == 0 || port > 65'535)
+    throw ConfigError(setting + ": '" + text + "' makes no port for " + node);
+  return static_cast<std::uint16_t>(port);
+}
+
 void read_ports(Config& config) {
+  Value& setting = config.values.at("dist-port");
+  const char* variable = environment("ERL_DIST_PORT");
+  if (setting.origin == "default" && variable != nullptr && *variable != '\0')
+    setting = {{variable}, "ERL_DIST_PORT"};
+  auto& node = config.runtime.node;
   const std::string& text = one(config, "dist-port");
-  std::uint32_t first = 0;
-  std::uint32_t last = 0;
-  const char* end = text.data() + text.size();
-  auto step = std::from_chars(text.data(), end, first);
-  last = first;
-  if (step.ec == std::errc{} && step.ptr != end && *step.ptr == '-')
-    step = std::from_chars(step.ptr + 1, end, last);
-  if (step.ec != std::errc{} || step.ptr != end || first > last || last > 65'535) {
-    throw ConfigError("dist-port: '" + text + "' is neither a port nor FIRST-LAST");
+  if (!text.empty() && text.back() == '+') {
+    node.first_port = node.last_port = computed_port("dist-port", text, node.name);
+    return;
   }
-  config.runtime.node.first_port = static_cast<std::uint16_t>(first);
-  config.runtime.node.last_port = static_cast<std::uint16_t>(last);
+  const std::size_t dash = text.find('-');
+  const auto first = whole_number(std::string_view(text).substr(0, dash));
+  const auto last = dash == std::string::npos ? first : whole_number(text.substr(dash + 1));
+  if (!first || !last || *first > *last || *last > 65'535) {
+    throw ConfigError("dist-port: '" + text + "' is no port, FIRST-LAST or BASE+");
+  }
+  node.first_port = static_cast<std::uint16_t>(*first);
+  node.last_port = static_cast<std::uint16_t>(*last);
+}
+
+// Where a peer listens that was named without a port; 0: epmd knows.
+std::uint16_t port_of_peer(const Config& config, const std::string& peer) {
+  const std::string& text = one(config, "peer-port");
+  if (text.empty()) return 0;
+  if (text.back() == '+') return computed_port("peer-port", text, peer);
+  return static_cast<std::uint16_t>(number(config, "peer-port", 1, 65'535));
+}
+
+dist::EpmdUse read_epmd(const Config& config) {
+  const std::string& text = one(config, "epmd");
+  if (text == "auto") return dist::EpmdUse::kAuto;
+  if (text == "builtin") return dist::EpmdUse::kBuiltIn;
+  if (text == "on" || text == "true" || text == "1") return dist::EpmdUse::kExternal;
+  if (text == "off" || text == "false" || text == "0") return dist::EpmdUse::kNone;
+  throw ConfigError("epmd: '" + text + "' is not on, auto, builtin or off");
+}
+
+// ERL_EPMD_PORT and ERL_EPMD_ADDRESS, as epmd itself takes them.
+void read_epmd_address(Config& config) {
+  auto& node = config.runtime.node;
+  if (const char* port = environment("ERL_EPMD_PORT"); port != nullptr && *port != '\0') {
+    const auto value = whole_number(port);
+    if (!value || *value == 0 || *value > 65'535)
+      throw ConfigError(std::string("ERL_EPMD_PORT: '") + port + "' is no port");
+    node.epmd.port = static_cast<std::uint16_t>(*value);
+  }
+  const char* addresses = environment("ERL_EPMD_ADDRESS");
+  if (addresses == nullptr || *addresses == '\0') return;
+  std::stringstream parts(addresses);
+  for (std::string part; std::getline(parts, part, ',');) {
+    if (!part.empty()) node.epmd_addresses.push_back(part);
+  }
+  if (!node.epmd_addresses.empty()) node.epmd.host = node.epmd_addresses.front();
 }
 
 void read_peers(Config& config) {
@@ -220,7 +288,27 @@ void read_peers(Config& config) {
                       peer.name.end());
     if (!dist::is_node_name(peer.name))
       throw ConfigError("peer: '" + text + "' is not NAME@HOST or NAME@HOST:PORT");
+    if (peer.port == 0) peer.port = port_of_peer(config, peer.name);
     config.runtime.node.peers.push_back(std::move(peer));
+  }
+}
+
+void read_tls(Config& config) {
+  dist::TlsFiles files;
+  files.certificate = home_path(one(config, "tls-cert"));
+  files.key = home_path(one(config, "tls-key"));
+  files.authorities = home_path(one(config, "tls-ca"));
+  files.check_host = on_or_off(config, "tls-check-host");
+  if (files.certificate.empty() && files.key.empty() && files.authorities.empty()) return;
+  for (const char* needed : {"tls-cert", "tls-key", "tls-ca"}) {
+    if (one(config, needed).empty())
+      throw ConfigError(std::string(needed) +
+                        ": TLS takes all of --tls-cert, --tls-key and --tls-ca");
+  }
+  try {
+    config.runtime.node.tls = std::make_shared<dist::Tls>(std::move(files));
+  } catch (const std::runtime_error& error) {
+    throw ConfigError(error.what());
   }
 }
 
@@ -265,6 +353,13 @@ void read_values(Config& config, int argc, char** argv) {
         throw Exit{0};
       },
       "print the table of all settings, then exit");
+  app.add_flag_callback(
+      "--print-schema",
+      [] {
+        std::fputs(schema().c_str(), stdout);
+        throw Exit{0};
+      },
+      "print the JSON schema of the file of settings, then exit");
   std::map<std::string, std::vector<std::string>> given;
   std::map<std::string, CLI::Option*> options;
   for (const auto& setting : settings()) {
@@ -313,6 +408,43 @@ void read_values(Config& config, int argc, char** argv) {
   }
 }
 
+// What the interpreter and those who call into it go by: in the node and in its worker processes.
+void read_python(Config& config) {
+  config.log_level = one(config, "log-level");
+  const std::string& level = config.log_level;
+  if (spdlog::level::from_str(level) == spdlog::level::off && level != "off") {
+    throw ConfigError("log-level: '" + level +
+                      "' is not trace, debug, info, warning, error, critical or off");
+  }
+  const std::string& format = one(config, "log-format");
+  if (format != "text" && format != "json")
+    throw ConfigError("log-format: '" + format + "' is neither text nor json");
+  config.log_format = format == "json" ? base::LogFormat::kJson : base::LogFormat::kText;
+
+  config.imports = config.values.at("import").values;
+  config.paths = config.values.at("path").values;
+  config.venv = one(config, "venv");
+  config.runtime.pool.workers = number(config, "workers", 1, 1024);
+  config.runtime.pool.max_workers = number(config, "max-workers", 2, 10'000);
+  if (config.runtime.pool.max_workers <= config.runtime.pool.workers)
+    throw ConfigError("max-workers: must be more than workers");
+  config.runtime.pool.queue.items = number(config, "queue", 1, 100'000'000);
+  config.runtime.pool.grace = std::chrono::milliseconds(number(config, "grace-ms", 10, 86'400'000));
+  config.runtime.invoker.allow = bridge::AllowList(config.values.at("allow").values);
+  config.runtime.invoker.eval = on_or_off(config, "eval");
+  const std::string& binary = one(config, "binary");
+  if (binary == "auto")
+    config.runtime.invoker.binary = term::BinaryPolicy::kAuto;
+  else if (binary == "str")
+    config.runtime.invoker.binary = term::BinaryPolicy::kStr;
+  else if (binary == "bytes")
+    config.runtime.invoker.binary = term::BinaryPolicy::kBytes;
+  else
+    throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
+  config.none_atom = one(config, "none");
+  config.capture = on_or_off(config, "capture");
+}
+
 }  // namespace
 
 const std::vector<Setting>& settings() {
@@ -331,15 +463,35 @@ const std::vector<Setting>& settings() {
       {"path", "", "directory to look for modules in; may be repeated", Kind::kList},
       {"venv", "", "virtual environment to run in"},
       {"workers", "8", "threads for synchronous Python code"},
+      {"processes", "0",
+       "worker processes that run the calls, each with its own interpreter and as many threads as "
+       "workers says; 0: the node's own process runs them"},
       {"max-workers", "1000",
        "the same with those that wait for an answer from Erlang, each of which another replaces"},
       {"home", "",
        "peer that erlang.call goes to where no peer is being served [the first that runs the "
        "application]"},
-      {"listen", "", "address to listen on; may be repeated [what the name's host resolves to]",
+      {"listen", "",
+       "address to listen on; may be repeated; none: only dial [what the name's host resolves to]",
        Kind::kList},
-      {"dist-port", "0", "port to listen on, or FIRST-LAST; 0: any"},
-      {"epmd", "on", "register with epmd; off: listen on a fixed --dist-port only", Kind::kSwitch},
+      {"dist-port", "0",
+       "port to listen on, FIRST-LAST, or BASE+: the base plus the number at the end of the name "
+       "before the @; 0: any; ERL_DIST_PORT stands in for it"},
+      {"epmd", "on",
+       "on: register with epmd and wait for it; auto: be the epmd where none answers; builtin: be "
+       "it; off: neither, for a fixed --dist-port or a --peer"},
+      {"peer-port", "",
+       "where peers listen whose port is not given: PORT, or BASE+ as above [epmd knows]"},
+      {"tls-cert", "",
+       "PEM file of this node's certificate, with those between it and the authority's; with it "
+       "all "
+       "links are inside TLS, as a BEAM's with -proto_dist inet_tls; this file and the next two "
+       "are "
+       "read anew when they change"},
+      {"tls-key", "", "PEM file of the key of that certificate, closed to others"},
+      {"tls-ca", "", "PEM file of the authorities that may have signed a peer's certificate"},
+      {"tls-check-host", "on",
+       "whether a peer's certificate has to be for the host in its node name", Kind::kSwitch},
       {"peer", "",
        "node to connect to and stay connected with: NAME@HOST or NAME@HOST:PORT; may be repeated",
        Kind::kList},
@@ -353,6 +505,9 @@ const std::vector<Setting>& settings() {
       {"ticktime", "60", "net_ticktime of the cluster, in seconds"},
       {"queue", "100000", "calls that may wait for a worker"},
       {"max-message", "256", "largest message to take, in MiB, whole or in fragments"},
+      {"max-inflight", "auto",
+       "calls that are not answered yet may take so many MiB, those of one peer a quarter of it; "
+       "auto: 1024, or a quarter of the control group's memory if that is less"},
       {"grace-ms", "5000",
        "how long a cancelled call may sit in native code before its worker is replaced"},
       {"drain-timeout", "20",
@@ -370,84 +525,137 @@ const std::vector<Setting>& settings() {
   return table;
 }
 
+namespace {
+
+// The bounds of what is in flight. With a control group nothing is let in that would take the
+// process beyond four fifths of its memory.
+void read_memory(Config& config) {
+  constexpr std::size_t kMost = std::size_t{1} << 30;
+  const Cgroup group;
+  const auto memory = group.limit();
+  std::size_t limit = kMost;
+  if (one(config, "max-inflight") != "auto") {
+    limit = number(config, "max-inflight", 1, 1 << 20) << 20;
+  } else if (memory) {
+    limit = std::clamp(*memory / 4, base::MemoryBudget::kAlways, kMost);
+  }
+  base::MemoryBudget::Left left;
+  if (memory) {
+    left = [group, ceiling = *memory / 5 * 4]() -> std::optional<std::size_t> {
+      const auto used = group.in_use();
+      if (!used) return std::nullopt;
+      return ceiling - std::min(ceiling, *used);
+    };
+  }
+  auto& node = config.runtime.node;
+  node.budget = std::make_shared<base::MemoryBudget>(limit, std::move(left));
+  node.peer_budget = std::max(limit / 4, base::MemoryBudget::kAlways);
+}
+
+}  // namespace
+
 Config read_config(int argc, char** argv) {
   Config config;
   read_values(config, argc, argv);
   fill_in(config);
   auto& node = config.runtime.node;
   config.runtime.version = SIDEWINDER_VERSION;
-  config.log_level = one(config, "log-level");
-  const std::string& level = config.log_level;
-  if (spdlog::level::from_str(level) == spdlog::level::off && level != "off") {
-    throw ConfigError("log-level: '" + level +
-                      "' is not trace, debug, info, warning, error, critical or off");
-  }
-  const std::string& format = one(config, "log-format");
-  if (format != "text" && format != "json")
-    throw ConfigError("log-format: '" + format + "' is neither text nor json");
-  config.log_format = format == "json" ? base::LogFormat::kJson : base::LogFormat::kText;
-
+  read_python(config);
   node.name = node_name(config);
   auto cookie = std::make_shared<Cookie>(find_cookie(config));
   node.cookie = cookie->current();
   node.current_cookie = [cookie] { return cookie->current(); };
   node.listen = config.values.at("listen").values;
   read_ports(config);
-  node.use_epmd = on_or_off(config, "epmd");
+  node.epmd_use = read_epmd(config);
   read_peers(config);
+  read_tls(config);
   const bool named_by_peer = node.name.find('@') == std::string::npos;
   if (named_by_peer && node.peers.empty())
     throw ConfigError("name: a node that a peer shall name needs a --peer");
-  if (!node.use_epmd && node.first_port == 0 && node.peers.empty()) {
+  if (node.listen == std::vector<std::string>{"none"}) {
+    if (node.peers.empty()) throw ConfigError("listen: a node that only dials needs a --peer");
+    node.listens = false;
+    node.epmd_use = dist::EpmdUse::kNone;
+  }
+  if (node.epmd_use == dist::EpmdUse::kNone && node.first_port == 0 && node.peers.empty()) {
     throw ConfigError("dist-port: without epmd a node needs a fixed port or a --peer");
   }
-  if (const char* port = environment("ERL_EPMD_PORT"); port != nullptr && *port != '\0') {
-    std::uint16_t value = 0;
-    const std::string text(port);
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc{} || end != text.data() + text.size() || value == 0) {
-      throw ConfigError("ERL_EPMD_PORT: '" + text + "' is no port");
-    }
-    node.epmd.port = value;
-  }
-  if (const char* address = environment("ERL_EPMD_ADDRESS");
-      address != nullptr && *address != '\0') {
-    node.epmd.host = std::string(address).substr(0, std::string(address).find(','));
-  }
+  read_epmd_address(config);
   node.max_message = number(config, "max-message", 1, 1024) << 20;
+  read_memory(config);
   node.ticktime = std::chrono::seconds(number(config, "ticktime", 1, 86'400));
 
-  config.imports = config.values.at("import").values;
-  config.paths = config.values.at("path").values;
-  config.venv = one(config, "venv");
-  config.runtime.pool.workers = number(config, "workers", 1, 1024);
-  config.runtime.pool.max_workers = number(config, "max-workers", 2, 10'000);
-  if (config.runtime.pool.max_workers <= config.runtime.pool.workers)
-    throw ConfigError("max-workers: must be more than workers");
   config.runtime.home = one(config, "home");
   if (!config.runtime.home.empty() && !dist::is_node_name(config.runtime.home))
     throw ConfigError("home: '" + config.runtime.home + "' is no node name");
-  config.runtime.pool.queue.items = number(config, "queue", 1, 100'000'000);
-  config.runtime.pool.grace = std::chrono::milliseconds(number(config, "grace-ms", 10, 86'400'000));
-  config.runtime.invoker.allow = bridge::AllowList(config.values.at("allow").values);
-  config.runtime.invoker.eval = on_or_off(config, "eval");
-  const std::string& binary = one(config, "binary");
-  if (binary == "auto")
-    config.runtime.invoker.binary = term::BinaryPolicy::kAuto;
-  else if (binary == "str")
-    config.runtime.invoker.binary = term::BinaryPolicy::kStr;
-  else if (binary == "bytes")
-    config.runtime.invoker.binary = term::BinaryPolicy::kBytes;
-  else
-    throw ConfigError("binary: '" + binary + "' is not auto, str or bytes");
-  config.none_atom = one(config, "none");
-  config.capture = on_or_off(config, "capture");
   config.admin = one(config, "admin");
   if (!config.admin.empty()) Admin::address_of(config.admin);  // so that a bad one is told at once
+  config.runtime.processes = number(config, "processes", 0, 256);
+  if (config.runtime.processes > 0) config.runtime.worker_settings = worker_settings(config);
   config.drain = std::chrono::seconds(number(config, "drain-timeout", 0, 86'400));
   if (const char* eof = environment("SIDEWINDER_STOP_ON_STDIN_EOF"); eof != nullptr) {
     config.stop_on_stdin_eof = std::string(eof) == "1";
   }
+  return config;
+}
+
+namespace {
+
+// Nothing of the node's own: not its cookie, nor where to find it.
+constexpr std::array<const char*, 14> kForWorkers{
+    "import", "path", "venv", "workers", "max-workers", "queue",     "grace-ms",
+    "allow",  "eval", "none", "binary",  "capture",     "log-level", "log-format"};
+
+}  // namespace
+
+// [{Name, [Value, …]}, …]
+std::string worker_settings(const Config& config) {
+  etf::Buffer term;
+  etf::Writer out(term);
+  out.list(kForWorkers.size() + 1);
+  for (const std::string name : kForWorkers) {
+    auto values = config.values.at(name).values;
+    // They start later, and Python code may go elsewhere meanwhile.
+    if (name == "path" || name == "venv") {
+      for (auto& value : values) value = std::filesystem::absolute(value).string();
+    }
+    out.tuple(2).binary(name).list(static_cast<std::uint32_t>(values.size()));
+    for (const auto& value : values) out.binary(std::string_view(value));
+    if (!values.empty()) out.nil();
+  }
+  out.tuple(2).binary(std::string_view("name")).list(1);
+  out.binary(std::string_view(config.runtime.node.name)).nil().nil();
+  return dist::keep(term.bytes());
+}
+
+Config worker_config(etf::Bytes term) {
+  const auto wrong = [] { return ConfigError("worker process: settings that are none"); };
+  const auto text = [](etf::Bytes bytes) {
+    return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  };
+  Config config;
+  for (const auto& setting : settings()) config.values[setting.name] = Value{};
+  etf::Reader in(term);
+  auto count = in.list();
+  if (!count) throw wrong();
+  for (std::uint32_t i = 0; i < *count; ++i) {
+    if (auto arity = in.tuple(); !arity || *arity != 2) throw wrong();
+    auto name = in.binary();
+    auto values = in.list();
+    if (!name || !values) throw wrong();
+    Value& value = config.values[text(*name)];
+    for (std::uint32_t j = 0; j < *values; ++j) {
+      auto one = in.binary();
+      if (!one) throw wrong();
+      value.values.push_back(text(*one));
+    }
+    if (*values == 0) continue;
+    if (auto end = in.nil(); !end) throw wrong();
+  }
+  if (auto end = in.nil(); *count != 0 && !end) throw wrong();
+  config.runtime.node.name = one(config, "name");
+  read_python(config);
   return config;
 }
 
@@ -470,6 +678,40 @@ std::string reference() {
             (fallback.empty() ? "" : "`" + fallback + "`") + " | " + setting.help + " |\n";
   }
   return text;
+}
+
+std::string schema() {
+  using Json = nlohmann::ordered_json;
+  const Json scalar{"string", "integer"};
+  Json properties = Json::object();
+  for (const auto& setting : settings()) {
+    const std::string fallback = setting.fallback;
+    const bool counts = !fallback.empty() &&
+                        fallback.find_first_not_of("0123456789") == std::string::npos &&
+                        std::string_view(setting.name) != "dist-port";
+    Json property{{"description", setting.help}};
+    if (setting.kind == Kind::kList) {
+      property["type"] = "array";
+      property["items"] = Json{{"type", scalar}};
+      property["default"] = Json::array();
+    } else if (setting.kind == Kind::kSwitch) {
+      property["type"] = "boolean";
+      property["default"] = fallback == "on";
+    } else if (counts) {
+      property["type"] = "integer";
+      property["default"] = std::stoull(fallback);
+    } else {
+      property["type"] = scalar;
+      property["default"] = fallback;
+    }
+    if (std::string_view(setting.name) != "config") properties[setting.name] = std::move(property);
+  }
+  const Json all{{"$schema", "http://json-schema.org/draft-07/schema#"},
+                 {"title", "The settings of a Sidewinder node"},
+                 {"type", "object"},
+                 {"additionalProperties", false},
+                 {"properties", std::move(properties)}};
+  return all.dump(2) + "\n";
 }
 
 void forget_secrets() {

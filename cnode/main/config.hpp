@@ -58,6 +58,10 @@ struct Exit {
 // command line that cannot be read (all of which have been printed).
 Config read_config(int argc, char** argv);
 
+// What a worker process has to know, as a term; and the settings in such a term.
+std::string worker_settings(const Config& config);
+Config worker_config(etf::Bytes term);
+
 // The settings in force, a line each, with where they came from. The cookie is not among them.
 std::string describe(const Config& config);
 
@@ -66,6 +70,9 @@ void check_files(const Config& config);
 
 // The table of all settings for the documentation, in Markdown.
 std::string reference();
+
+// The same as a JSON schema of the file of settings, from which the chart has its values.
+std::string schema();
 
 // Takes the cookies out of the environment, for Python code and whoever reads /proc shall not have
 // them. Before there is another thread.

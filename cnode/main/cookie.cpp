@@ -1,7 +1,5 @@
 #include "cnode/main/cookie.hpp"
 
-#include <sys/stat.h>
-
 #include <fstream>
 #include <iterator>
 
@@ -23,26 +21,11 @@ std::string trimmed(std::string text, const std::string& what) {
 
 }  // namespace
 
-bool Cookie::Stamp::operator==(const Stamp& other) const {
-  return device == other.device && inode == other.inode && size == other.size &&
-         changed.tv_sec == other.changed.tv_sec && changed.tv_nsec == other.changed.tv_nsec;
-}
-
-Cookie::Stamp Cookie::stamp_of(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return {};
-  return {info.st_dev, info.st_ino, info.st_ctim, info.st_size};
-}
-
 std::string Cookie::read(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) throw ConfigError("cookie-file: cannot read '" + path + "'");
-  // Its own alone, or root's and readable by our group: the way Kubernetes mounts a Secret.
-  const bool group = (info.st_mode & (S_IRGRP | S_IWGRP)) != 0;
-  if ((info.st_mode & (S_IROTH | S_IWOTH)) != 0 || (group && info.st_uid != 0) ||
-      (info.st_mode & S_IWGRP) != 0) {
+  if (!base::FileStamp::of(path).found())
+    throw ConfigError("cookie-file: cannot read '" + path + "'");
+  if (base::open_to_others(path))
     throw ConfigError("cookie-file: '" + path + "' can be read by others; make it 0400");
-  }
   std::ifstream file(path, std::ios::binary);
   std::string text(4 * kLongest, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
@@ -53,7 +36,7 @@ std::string Cookie::read(const std::string& path) {
 
 Cookie Cookie::of_file(std::string path) {
   Cookie cookie;
-  cookie.stamp_ = stamp_of(path);
+  cookie.stamp_ = base::FileStamp::of(path);
   cookie.text_ = read(path);
   cookie.path_ = std::move(path);
   return cookie;
@@ -67,7 +50,7 @@ Cookie Cookie::of_text(const std::string& text, const char* setting) {
 
 const std::string& Cookie::current() {
   if (path_.empty()) return text_;
-  const Stamp now = stamp_of(path_);
+  const auto now = base::FileStamp::of(path_);
   if (now == stamp_) return text_;
   stamp_ = now;  // whatever is wrong with it is told once
   try {

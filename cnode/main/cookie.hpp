@@ -4,10 +4,9 @@
 // symbolic link that points elsewhere), so that new handshakes use the new one.
 #pragma once
 
-#include <sys/types.h>
-
-#include <ctime>
 #include <string>
+
+#include "cnode/base/file.hpp"
 
 namespace node_main {
 
@@ -21,20 +20,11 @@ class Cookie {
   const std::string& current();
 
  private:
-  struct Stamp {
-    dev_t device = 0;
-    ino_t inode = 0;
-    timespec changed{};
-    off_t size = 0;
-    bool operator==(const Stamp& other) const;
-  };
-
-  static Stamp stamp_of(const std::string& path);
   static std::string read(const std::string& path);
 
   std::string path_;  // empty if it did not come from a file
   std::string text_;
-  Stamp stamp_;
+  base::FileStamp stamp_;
 };
 
 }  // namespace node_main

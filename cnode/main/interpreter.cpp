@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <utility>
 
 #include "cnode/bridge/native_module.hpp"
 #include "cnode/loop/module.hpp"
@@ -67,6 +69,46 @@ void set_path(PyConfig& config, wchar_t** field, const fs::path& path) {
   must(PyConfig_SetBytesString(&config, field, path.c_str()));
 }
 
+// What is the same in every interpreter: `front` of the module path, the package and its output,
+// the user's modules. `native` gives the module that is to be erlang._native.
+void prepare(const Config& config, std::vector<std::string> front,
+             const std::function<py::Ref()>& native) {
+  try {
+    PyObject* path = PySys_GetObject("path");
+    if (path == nullptr) throw ConfigError("python: there is no sys.path");
+    for (std::size_t i = 0; i < front.size(); ++i) {
+      py::Ref text = py::check(PyUnicode_DecodeFSDefault(front[i].c_str()));
+      py::check_status(PyList_Insert(path, static_cast<Py_ssize_t>(i), text.get()));
+    }
+    py::Ref module = native();
+    py::import("erlang");
+    if (config.capture && config.log_level != "off") {
+      py::Ref logs = py::import("erlang.logs");
+      py::check(PyObject_CallMethod(logs.get(), "install", "s", config.log_level.c_str()));
+    }
+    if (config.none_atom != "none") {
+      py::check(PyObject_CallMethod(module.get(), "set_none_atom", "s", config.none_atom.c_str()));
+    }
+  } catch (const py::Error& error) {
+    const auto told = error.describe();
+    throw ConfigError("python: " + told.type + ": " + told.message);
+  }
+  for (const auto& name : config.imports) {
+    try {
+      py::import(name.c_str());
+    } catch (const py::Error& error) {
+      const auto told = error.describe();
+      throw ConfigError("import: " + name + ": " + told.type + ": " + told.message);
+    }
+  }
+}
+
+std::vector<std::string> user_paths(const Config& config) {
+  std::vector<std::string> paths;
+  for (const auto& one : config.paths) paths.push_back(fs::absolute(one).string());
+  return paths;
+}
+
 }  // namespace
 
 void start_interpreter(const Config& config) {
@@ -94,39 +136,45 @@ void start_interpreter(const Config& config) {
     throw;
   }
 
-  try {
-    PyObject* path = PySys_GetObject("path");
-    if (path == nullptr) throw ConfigError("python: there is no sys.path");
-    std::vector<std::string> front;
-    for (const auto& one : config.paths) front.push_back(fs::absolute(one).string());
-    front.push_back(package);
-    for (std::size_t i = 0; i < front.size(); ++i) {
-      py::Ref text = py::check(PyUnicode_DecodeFSDefault(front[i].c_str()));
-      py::check_status(PyList_Insert(path, static_cast<Py_ssize_t>(i), text.get()));
-    }
+  std::vector<std::string> front = user_paths(config);
+  front.push_back(package);
+  prepare(config, std::move(front), [] {
     py::Ref native = py::import(kBuiltIn);
     py::Ref name = py::check(PyUnicode_FromString("erlang._native"));
     py::check_status(PyObject_SetAttrString(native.get(), "__name__", name.get()));
     py::check_status(PyDict_SetItem(PyImport_GetModuleDict(), name.get(), native.get()));
-    py::import("erlang");
-    if (config.capture && config.log_level != "off") {
-      py::Ref logs = py::import("erlang.logs");
-      py::check(PyObject_CallMethod(logs.get(), "install", "s", config.log_level.c_str()));
-    }
-    if (config.none_atom != "none") {
-      py::check(PyObject_CallMethod(native.get(), "set_none_atom", "s", config.none_atom.c_str()));
+    return native;
+  });
+}
+
+void join_interpreter(const Config& config) {
+  if (!config.venv.empty()) {
+    throw ConfigError("venv: the node runs in the environment of the Python that runs it; leave '" +
+                      config.venv + "' out, or start it with that environment's Python");
+  }
+  prepare(config, user_paths(config), [] { return py::import("erlang._native"); });
+}
+
+std::string python_program() {
+  PyObject* program = PySys_GetObject("executable");
+  return program != nullptr && PyUnicode_Check(program) ? py::text_of(program) : "";
+}
+
+void forget_environment() {
+  try {
+    py::Ref environ = py::attribute(py::import("os").get(), "environ");
+    py::Ref names = py::check(PyMapping_Keys(environ.get()));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names.get()); ++i) {
+      PyObject* bytes = nullptr;
+      PyObject* name = PyList_GET_ITEM(names.get(), i);
+      if (PyUnicode_FSConverter(name, &bytes) == 0) py::throw_fetched();
+      const py::Ref owned = py::Ref::steal(bytes);
+      // NOLINTNEXTLINE(concurrency-mt-unsafe): before there is another thread
+      if (std::getenv(PyBytes_AS_STRING(bytes)) == nullptr)
+        py::check_status(PyObject_DelItem(environ.get(), name));
     }
   } catch (const py::Error& error) {
-    const auto told = error.describe();
-    throw ConfigError("python: " + told.type + ": " + told.message);
-  }
-  for (const auto& name : config.imports) {
-    try {
-      py::import(name.c_str());
-    } catch (const py::Error& error) {
-      const auto told = error.describe();
-      throw ConfigError("import: " + name + ": " + told.type + ": " + told.message);
-    }
+    throw ConfigError("python: os.environ: " + error.describe().message);
   }
 }
 

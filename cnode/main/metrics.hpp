@@ -1,6 +1,8 @@
 // The node's counters in Prometheus' text format.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 
 namespace bridge {
@@ -9,7 +11,14 @@ class Runtime;
 
 namespace node_main {
 
-// Reactor thread, without the GIL. `version` is the program's.
-std::string metrics_of(bridge::Runtime& runtime, const char* version, bool draining);
+// What the runtime does not know of itself.
+struct ProgramState {
+  std::string version;
+  bool draining = false;
+  std::optional<std::int64_t> certificate_expiry;  // seconds since 1970; none without a certificate
+};
+
+// Reactor thread, without the GIL.
+std::string metrics_of(bridge::Runtime& runtime, const ProgramState& program);
 
 }  // namespace node_main

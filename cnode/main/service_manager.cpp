@@ -74,8 +74,6 @@ void ServiceManager::feed() {
 
 void ServiceManager::stopping() { say("STOPPING=1\nSTATUS=draining"); }
 
-void ServiceManager::stop() { timer_.cancel(); }
-
 void ServiceManager::say(const std::string& text) const {
   if (socket_ < 0) return;
   sockaddr_un address{};

@@ -27,7 +27,6 @@ class ServiceManager {
   // it runs.
   void start(std::function<bool()> ready);
   void stopping();
-  void stop();  // after the reactor has stopped
 
  private:
   void look();

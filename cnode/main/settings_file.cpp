@@ -4,6 +4,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #define TOML_HEADER_ONLY 1
 #define TOML_ENABLE_FORMATTERS 0
@@ -82,8 +83,15 @@ std::string scalar(const nlohmann::json& node, const std::string& origin, std::s
 
 FileValues read_json(const std::string& path) {
   nlohmann::json json;
+  std::set<std::string> keys;  // of the outermost object: the library keeps the last of two alike
+  const auto check = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
+    if (event == nlohmann::json::parse_event_t::key && depth == 1 &&
+        !keys.insert(parsed.get<std::string>()).second)
+      throw ConfigError("config: " + path + ": " + parsed.get<std::string>() + " is there twice");
+    return true;
+  };
   try {
-    json = nlohmann::json::parse(text_of(path));
+    json = nlohmann::json::parse(text_of(path), check);
   } catch (const nlohmann::json::exception& error) {
     throw ConfigError("config: " + path + ": " + error.what());
   }

@@ -17,6 +17,7 @@
 -export([eval/1, eval/2, eval/3, eval/4, exec/1, exec/2, exec/3]).
 -export([spawn_call/3, spawn_call/4, spawn_call/5, await/1, await/2]).
 -export([register_function/2, register_function/3, unregister_function/1]).
+-export([trace_context/0, set_trace_context/1]).
 -export([version/0, node_info/1]).
 
 -export_type([target/0, name/0, kwargs/0, options/0, result/0, reason/0]).
@@ -37,7 +38,8 @@
     timeout => timeout(),               % default 30000 ms
     binary => auto | str | bytes,       % what Erlang binaries become in Python
     key => term(),                      % in a pool: same key, same node, as long as that is up
-    idempotent => boolean()             % in a pool: may be run again when its node is lost
+    idempotent => boolean(),            % in a pool: may be run again when its node is lost
+    trace => py_trace:trace() | undefined   % the W3C trace context; default: the process's own
 }.
 -type code() :: binary() | string().
 -type reason() :: py_link:reason().
@@ -85,13 +87,19 @@ cast(M, F, Args, Kwargs) when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwar
 cast(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
     cast_to(Target, {cast, M, F, Args, []}, #{}).
 
-%% The same on Target with options; `kwargs` and `key` mean something to a cast.
--spec cast(target(), name(), name(), [term()], #{kwargs => kwargs(), key => term()}) ->
+%% The same on Target with options; `kwargs`, `key` and `trace` mean something to a cast.
+-spec cast(target(), name(), name(), [term()],
+           #{kwargs => kwargs(), key => term(), trace => py_trace:trace() | undefined}) ->
     ok | {error, reason()}.
 cast(Target, M, F, Args, Options)
   when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
-    ok = check_options(Options, [kwargs, key]),
-    cast_to(Target, {cast, M, F, Args, maps:get(kwargs, Options, [])}, how(Options)).
+    ok = check_options(Options, [kwargs, key, trace]),
+    Kwargs = maps:get(kwargs, Options, []),
+    Cast = case Options of
+        #{trace := Trace} -> {cast, M, F, Args, Kwargs, #{trace => Trace}};
+        #{} -> {cast, M, F, Args, Kwargs}
+    end,
+    cast_to(Target, Cast, how(Options)).
 
 %% --- eval and exec --------------------------------------------------------------------------------
 
@@ -201,6 +209,20 @@ register_function(Name, M, F) when ?is_name(Name), is_atom(M), is_atom(F) ->
 unregister_function(Name) when ?is_name(Name) ->
     py_callback:unregister(Name).
 
+%% --- Trace context ------------------------------------------------------------------------------
+
+%% The W3C trace context of this process: that of the call from Python which it serves, or what
+%% set_trace_context/1 said.
+-spec trace_context() -> py_trace:trace() | undefined.
+trace_context() ->
+    py_trace:here().
+
+%% What the calls of this process carry to Python from now on: a traceparent, or one with a
+%% tracestate. Where OpenTelemetry is loaded its current span goes before it.
+-spec set_trace_context(py_trace:trace() | undefined) -> ok.
+set_trace_context(Trace) ->
+    py_trace:set(Trace).
+
 %% --- About nodes --------------------------------------------------------------------------------
 
 %% The version of Python on the default node.
@@ -236,7 +258,8 @@ request(Target, Request, Timeout) ->
 %% The quick way to a node is one table lookup; without a link in the table the target may be a pool,
 %% which has no row there, and only then py_node is asked.
 -spec request(destination(), py_link:request(), timeout(), py_pool:how()) -> result().
-request(Target, Request, Timeout, How) ->
+request(Target, Plain, Timeout, How) ->
+    Request = py_trace:onto(Plain),
     case py_link:find(Target) of
         undefined -> request_of_pool(pool(Target), Target, Request, Timeout, How);
         Link -> py_link:call(Link, Request, Timeout)
@@ -270,7 +293,8 @@ slow_request(Target, Request, Timeout) ->
     end.
 
 -spec cast_to(destination(), tuple(), py_pool:how()) -> ok | {error, reason()}.
-cast_to(Target, Cast, How) ->
+cast_to(Target, Plain, How) ->
+    Cast = py_trace:onto(Plain),
     case py_link:find(Target) of
         undefined -> cast_to_pool(pool(Target), Target, Cast, How);
         Link -> py_link:cast(Link, Cast)
@@ -287,7 +311,8 @@ cast_to_pool(Pool, _, Cast, How) ->
     py_pool:cast(Pool, Cast, How).
 
 -spec spawn_item(destination(), py_link:request(), timeout(), py_pool:how()) -> reference().
-spawn_item(Target, Request, Timeout, How) ->
+spawn_item(Target, Plain, Timeout, How) ->
+    Request = py_trace:onto(Plain),
     case py_link:find(Target) of
         undefined -> spawn_in_pool(pool(Target), Target, Request, Timeout, How);
         Link -> spawned(py_link:spawn_call(Link, Request, Timeout))
@@ -363,10 +388,11 @@ to_binary(Code) ->
 
 -spec call_request(name(), name(), [term()], options()) -> py_link:request().
 call_request(M, F, Args, Options) ->
-    ok = check_options(Options, [kwargs, timeout, binary, key, idempotent]),
+    ok = check_options(Options, [kwargs, timeout, binary, key, idempotent, trace]),
     Kwargs = maps:get(kwargs, Options, []),
     case Options of
-        #{binary := Policy} -> {call, 0, M, F, Args, Kwargs, #{binary => Policy}};
+        #{binary := _} -> {call, 0, M, F, Args, Kwargs, maps:with([binary, trace], Options)};
+        #{trace := _} -> {call, 0, M, F, Args, Kwargs, maps:with([trace], Options)};
         #{kwargs := _} -> {call, 0, M, F, Args, Kwargs};
         #{} -> {call, 0, M, F, Args}
     end.
@@ -392,4 +418,5 @@ is_option(kwargs, Value) -> ?is_kwargs(Value);
 is_option(timeout, Value) -> ?is_timeout(Value);
 is_option(binary, Value) -> lists:member(Value, [auto, str, bytes]);
 is_option(idempotent, Value) -> is_boolean(Value);
+is_option(trace, Value) -> Value =:= undefined orelse py_trace:is_trace(Value);
 is_option(key, _) -> true.

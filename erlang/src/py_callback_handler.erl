@@ -29,7 +29,9 @@
 -define(TRAITS, [dictionary, links, monitors, registered_name, trap_exit, group_leader, priority,
                  error_handler, message_queue_data]).
 
--type call() :: {Id :: pos_integer(), Name :: binary(), Args :: [term()]}.
+-type call() :: {Id :: pos_integer(), name(), Args :: [term()]}.
+%% A function's name, with the trace context of the call where it has one.
+-type name() :: binary() | {binary(), py_trace:trace()}.
 -type result() ::
     {ok, term()}
     | {error | exit | throw, Reason :: term(), Stack :: [frame()]}
@@ -119,7 +121,7 @@ released(#handler{link = Link} = Handler) ->
             ok
     end.
 
--spec serve(pos_integer(), binary(), [term()], keep | give_back, #handler{}) -> ok.
+-spec serve(pos_integer(), name(), [term()], keep | give_back, #handler{}) -> ok.
 serve(Id, Name, Args, Then, #handler{link = Link, node_pid = NodePid} = Handler) ->
     Answer = answer(Id, perform(Name, Args), NodePid),
     Fate = fate(Then, Handler),
@@ -153,7 +155,9 @@ fate(give_back, #handler{born = Born}) ->
 
 %% --- The call -----------------------------------------------------------------------------------
 
--spec perform(binary(), [term()]) -> result().
+-spec perform(name(), [term()]) -> result().
+perform({Name, Trace}, Args) ->
+    py_trace:serve(Trace, fun() -> perform(Name, Args) end);
 perform(Name, Args) ->
     case py_callback:lookup(Name) of
         {ok, Target} ->

@@ -6,6 +6,7 @@
 %%                                                 └──────────────────┘
 %%
 %%   {call, Id, Caller, Name, Args}   Caller: the number of the calling thread, 0 for a coroutine
+%%   {trace, Id, Parent, State}       the trace context of the call that comes next, which has this Id
 %%   {cancel, Id}                     nobody waits any more: the handler is killed, nothing answered
 %%   {gone, Caller}                   the thread has ended: its handler goes back to the pool
 %%   {log, Level, Text, Meta}         for logger
@@ -65,6 +66,7 @@
     calls = #{} :: #{id() => pid()},            % every call not done, with its handler
     threads = #{} :: #{caller() => pid()},
     handlers = #{} :: #{pid() => role()},
+    trace = none :: none | {id(), py_trace:trace()},   % of the call that comes next
     pool = [] :: [pid()]
 }).
 
@@ -193,7 +195,13 @@ items(Other, Batch, State) ->
 item({call, Id, Caller, Name, Args}, Batch, #link{calls = Calls} = State)
   when is_integer(Id), Id > 0, is_integer(Caller), Caller >= 0, is_binary(Name), is_list(Args),
        not is_map_key(Id, Calls) ->
-    call(Caller, {Id, Name, Args}, Batch, State);
+    call(Caller, {Id, traced(Id, Name, State), Args}, Batch, State#link{trace = none});
+item({trace, Id, Parent, TraceState} = Item, Batch, State) ->
+    Trace = case TraceState of <<>> -> Parent; _ -> {Parent, TraceState} end,
+    case py_trace:is_trace(Trace) of
+        true -> {Batch, State#link{trace = {Id, Trace}}};
+        false -> ignored(Item, Batch, State)
+    end;
 item({cancel, Id}, Batch, State) ->
     cancel(Id, Batch, State);
 item({gone, Caller}, Batch, State) ->
@@ -204,6 +212,10 @@ item({log, Level, Text, Meta}, Batch, State)
     log(Level, Text, Meta, deliver(Batch, State));
 item(Other, Batch, State) ->
     ignored(Other, Batch, State).
+
+-spec traced(id(), binary(), #link{}) -> binary() | {binary(), py_trace:trace()}.
+traced(Id, Name, #link{trace = {Id, Trace}}) -> {Name, Trace};
+traced(_, Name, _) -> Name.
 
 -spec call(caller() | 0, call(), #batch{}, #link{}) -> {#batch{}, #link{}}.
 call(_, {Id, _, _}, Batch, #link{calls = Calls, max = Max} = State) when map_size(Calls) >= Max ->

@@ -63,10 +63,16 @@
 -type request() ::
     {call, 0, name(), name(), [term()]}
     | {call, 0, name(), name(), [term()], kwargs()}
-    | {call, 0, name(), name(), [term()], kwargs(), #{binary => auto | str | bytes}}
+    | {call, 0, name(), name(), [term()], kwargs(), item_options()}
     | {eval, 0, pid(), binary(), #{name() => term()}}
     | {exec, 0, pid(), binary()}.
--type cast() :: {cast, name(), name(), [term()], kwargs()}.
+-type cast() ::
+    {cast, name(), name(), [term()], kwargs()}
+    | {cast, name(), name(), [term()], kwargs(), item_options()}.
+-type item_options() :: #{
+    binary => auto | str | bytes,
+    trace => py_trace:trace() | undefined
+}.
 -type item() :: tuple().
 -type reason() ::
     timeout | overloaded | cancelled | draining
@@ -341,6 +347,8 @@ loop(State, Young) ->
 -spec accept(term(), non_neg_integer(), [item()], non_neg_integer(), young(), #link{}) ->
     no_return().
 accept({cast, _, _, _, _} = Item, N, Items, Done, Young, State) ->
+    next(N + 1, [Item | Items], Done + 1, Young, State);
+accept({cast, _, _, _, _, _} = Item, N, Items, Done, Young, State) ->
     next(N + 1, [Item | Items], Done + 1, Young, State);
 accept({'$call', Alias, Caller, Item}, N, Items, Done, Young, State) ->
     next(N + 1, [Item | Items], Done, Young#{element(2, Item) => [Alias | Caller]}, State);

@@ -8,14 +8,17 @@
 %% Who asks for the link of a node that is connecting for the first time waits; who asks when the
 %% node is known to be down is told so at once. Dialling blocks, so a helper process does it.
 %%
-%% Who watches a node (see watch/2; a pool does) is sent {py_node, Node, {up, Link, Counters}} and
-%% {py_node, Node, {down, Why}}. A connection that only watchers asked for ends when the last of them
-%% has gone and nothing is in flight. A node that is watched is dialled at least once a second.
+%% A node that is told to stop says so: {'$py_node', draining}, to whoever said hello and asked for
+%% events. It stays up for what it has accepted, and refuses the rest.
+%%
+%% Who watches a node (see watch/2; a pool does) is sent {py_node, Node, {up, Link, Counters}},
+%% {py_node, Node, draining} and {py_node, Node, {down, Why}}. A connection that only watchers asked for ends when the last of them
+%% has gone and nothing is in flight. A node that is watched is dialled at least once in 1.2 s.
 %%
 %% A local node (see py_local) is given time to start: until `start_timeout` has passed a failed
 %% attempt is simply repeated, and py_local says through lost/2 when its process has ended.
 %%
-%% Events are [sidewinder, node, up | down]; see py_event.
+%% Events are [sidewinder, node, up | draining | down]; see py_event.
 -module(py_node).
 -behaviour(gen_statem).
 
@@ -34,7 +37,8 @@
 -define(CONNECT_MS, 10000).
 -define(BACKOFF_MIN_MS, 100).
 -define(BACKOFF_MAX_MS, 10000).
--define(BACKOFF_WATCHED_MS, 1000).
+-define(BACKOFF_WATCHED_MS, 500).
+-define(PORT_MAPPER_MS, 700).
 -define(UNUSED_MS, 1000).
 -define(LOCAL_RETRY_MS, 25).
 -define(LOCAL_SETTLE_MS, 100).
@@ -45,7 +49,7 @@
     keep => boolean()                  % false: only for as long as it is watched
 }.
 %% What watchers are told; `connecting` only to begin with.
--type news() :: connecting | {up, pid(), atomics:atomics_ref()} | {down, term()}.
+-type news() :: connecting | {up, pid(), atomics:atomics_ref()} | draining | {down, term()}.
 %% What the node said of itself in answer to hello.
 -type info() :: #{version := 1, atom() => term()}.
 
@@ -58,6 +62,7 @@
     hello :: undefined | gen_server:request_id(),
     info :: undefined | info(),
     link :: undefined | pid(),
+    draining = false :: boolean(),               % the node told us so; only while it is up
     counters = py_link:new_counters() :: atomics:atomics_ref(),  % of all its links
     keep :: boolean(),                           % somebody asked for it who does not watch it
     watchers = #{} :: #{pid() => reference()},
@@ -250,11 +255,11 @@ connecting(Type, Event, Data) ->
 up(enter, _, Data = #data{options = Options, node = Node}) ->
     tell_local(Options, {py_node_up, Node}),
     event(up, Data, #{info => Data#data.info}),
-    tell_watchers(Data),
+    tell_watchers(news(Data), Data),
     ?LOG_INFO(#{what => "node up", node => Node}),
     Handle = py_link:find(Node),
     {keep_state, Data#data{why = undefined, attempt = 0, since = erlang:monotonic_time(),
-                           dialling = []},
+                           draining = false, dialling = []},
      [{reply, From, {ok, Handle}} || From <- Data#data.dialling]};
 up({call, From}, info, #data{info = Info}) ->
     {keep_state_and_data, {reply, From, {ok, Info}}};
@@ -266,6 +271,11 @@ up({call, From}, _, Data = #data{node = Node}) ->
             ok = serve_default(Data),
             {keep_state_and_data, {reply, From, {ok, Handle}}}
     end;
+up(info, {'$py_node', draining}, Data = #data{draining = false, node = Node}) ->
+    event(draining, Data, #{}),
+    tell_watchers(draining, Data),
+    ?LOG_INFO(#{what => "node is draining", node => Node}),
+    {keep_state, Data#data{draining = true}};
 up(info, {'$link_down', Link, Why}, Data = #data{link = Link}) ->
     gone(Why, Data#data{link = undefined});
 up(info, {'EXIT', Link, Reason}, Data = #data{link = Link}) ->
@@ -282,7 +292,7 @@ down(enter, Before, Data = #data{why = {down, Why}, node = Node, attempt = Attem
     case Before =:= up orelse Attempt =:= 1 of
         true ->
             event(down, Data, #{reason => Why}),
-            tell_watchers(Data),
+            tell_watchers(news(Data), Data),
             ?LOG_NOTICE(#{what => "node down, dialling again", node => Node, reason => Why});
         false ->
             ok
@@ -311,6 +321,7 @@ common(cast, keep, Data) ->
     {keep_state, Data#data{keep = true}};
 common(cast, {watch, Pid}, Data = #data{watchers = Watchers, node = Node}) ->
     Pid ! {py_node, Node, news(Data)},
+    _ = [Pid ! {py_node, Node, draining} || Data#data.draining, is_pid(Data#data.link)],
     {keep_state, Data#data{watchers = add_watcher(Pid, Watchers)}};
 common(cast, {unwatch, Pid}, Data) ->
     unwatched(Pid, Data);
@@ -330,11 +341,23 @@ dial(Data = #data{node = Node}) ->
 %% The helper process; its exit reason is its news.
 -spec dial_node(node()) -> no_return().
 dial_node(Node) ->
-    exit({dialled, net_kernel:connect_node(Node)}).
+    exit({dialled, may_answer(Node) andalso net_kernel:connect_node(Node)}).
+
+%% Whether its port mapper knows the node. An attempt to connect that begins while a host is cut off
+%% is over only when net_setuptime is, 7 s, however soon the host is back. The port mapper is asked
+%% with less patience, and the attempt is not begun. What else there is to find out it leaves alone:
+%% a port mapper of another kind, a node that is connected, a BEAM that is not distributed.
+-spec may_answer(node()) -> boolean().
+may_answer(Node) ->
+    [Name, Host] = string:split(atom_to_list(Node), "@"),
+    not is_alive()
+        orelse lists:member(Node, nodes(connected))
+        orelse net_kernel:epmd_module() =/= erl_epmd
+        orelse erl_epmd:port_please(Name, Host, ?PORT_MAPPER_MS) =/= noport.
 
 -spec dialled(term(), #data{}) -> result().
 dialled({dialled, true}, Data = #data{node = Node}) ->
-    Request = {hello, #{version => ?PROTOCOL, application => vsn()}},
+    Request = {hello, #{version => ?PROTOCOL, application => vsn(), events => true}},
     Hello = gen_server:send_request({py, Node}, Request),
     {keep_state, Data#data{hello = Hello}, {state_timeout, ?HELLO_MS, {failed, timeout}}};
 dialled({dialled, false}, Data) ->
@@ -424,9 +447,8 @@ end_if_unused(Data = #data{link = Link, counters = Counters, node = Node}) ->
     end,
     {keep_state, Data, {{timeout, unused}, ?UNUSED_MS, check}}.
 
--spec tell_watchers(#data{}) -> ok.
-tell_watchers(Data = #data{watchers = Watchers, node = Node}) ->
-    News = news(Data),
+-spec tell_watchers(news(), #data{}) -> ok.
+tell_watchers(News, #data{watchers = Watchers, node = Node}) ->
     maps:foreach(fun(Pid, _) -> Pid ! {py_node, Node, News} end, Watchers).
 
 -spec news(#data{}) -> news().
@@ -472,7 +494,7 @@ vsn() ->
 
 %% --- Events -------------------------------------------------------------------------------------
 
--spec event(up | down, #data{}, map()) -> ok.
+-spec event(up | draining | down, #data{}, map()) -> ok.
 event(Name, #data{node = Node, since = Since}, Metadata) ->
     Measurements = #{system_time => erlang:system_time(),
                      duration => erlang:monotonic_time() - Since},

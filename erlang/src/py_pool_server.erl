@@ -2,11 +2,11 @@
 %% (see py_pool). No call passes through here.
 %%
 %%   a list, a function, nodes(hidden) ──▶ members ── py_node:watch ──▶ py_node, one per node
-%%                                            ▲ ◀── {py_node, Node, {up, Link, Counters} | {down, Why}}
+%%                                            ▲ ◀── {py_node, Node, {up, Link, Counters} | draining | {down, Why}}
 %%            caller ── draining ─────────────┘
 %%
-%% A member is `connecting` until its node is first heard of, then `up` or `down`; `draining` from the
-%% first call that the node refused for that reason until its link goes. Its gate is open while it is
+%% A member is `connecting` until its node is first heard of, then `up` or `down`; `draining`
+%% once the node says that it is being stopped, or refuses a call for that reason, until its link goes. Its gate is open while it is
 %% up. The gate is one atomic number: that a node goes and comes back changes nothing else. The view is
 %% a persistent term, which costs every process of the BEAM a look when it is replaced, so it is only
 %% when a member comes or goes; changes that come together are published together.
@@ -287,6 +287,10 @@ heard({up, Link, Load}, Member = #member{slot = #slot{load = Load}}, State) ->
 heard({up, Link, Load}, Member = #member{node = Node, slot = Slot}, State) ->
     Member1 = Member#member{link = Link, slot = slot(Node, Load, Slot)},
     changed(up, undefined, Member1, State#pool{stale = true});
+heard(draining, Member = #member{health = up}, State) ->
+    changed(draining, undefined, Member, State);
+heard(draining, _, State) ->
+    State;
 heard({down, Why}, Member, State) ->
     changed(down, Why, Member#member{link = undefined}, State).
 

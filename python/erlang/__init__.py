@@ -20,6 +20,7 @@ from erlang._encoders import register_encoder
 from erlang._helpers import run, sleep, spawn_task
 from erlang._native import decode, encode, set_none_atom, set_none_atoms
 from erlang._registry import make_ref, node, nodes, register, registered, stats, unregister, whereis
+from erlang._trace import trace_context
 from erlang.channel import ByteChannel, ByteChannelClosed, Channel, ChannelClosed
 from erlang.exceptions import Cancelled, DecodeError, ErlangError, NoConnection, UnknownFunction
 from erlang.process import (
@@ -94,6 +95,7 @@ __all__ = [
     "spawn",
     "spawn_task",
     "stats",
+    "trace_context",
     "unlink",
     "unregister",
     "whereis",

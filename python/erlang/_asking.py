@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from erlang import _backend
+from erlang import _backend, _trace
 from erlang.process import current_pid
 from erlang.terms import Pid
 
@@ -44,7 +44,7 @@ def call(name: str, *args: Any, timeout: float | None = None, node: str | None =
     Raises: ErlangError with what the function raised; UnknownFunction; NoConnection when there is no such peer or it
     goes; TimeoutError after `timeout` seconds, when the function is stopped.
     """
-    return _backend.native.call(name, args, timeout, node)
+    return _backend.native.call(name, args, timeout, node, _trace.current())
 
 
 async def async_call(
@@ -145,7 +145,7 @@ async def _call(name: str, args: tuple[Any, ...], node: str | None) -> Any:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
     native = _backend.native
-    question = native.ask_call(name, args, node, _waker(loop, future))
+    question = native.ask_call(name, args, node, _waker(loop, future), _trace.current())
     if _scheduled.loop is not loop:  # the calls of one turn of a loop leave together
         _scheduled.loop = loop
         loop.call_soon(_flush)

@@ -570,7 +570,13 @@ class Node:
 
         self.start(work)
 
-    def log(self, level: int, text: str, always: bool = False) -> None:
+    def log(
+        self,
+        level: int,
+        text: str,
+        always: bool = False,
+        ids: tuple[str, str] | None = None,
+    ) -> None:
         self.lines.append((level, text))
 
     def log_to_peer(self, level: str, text: str, metadata: object, node: str | None) -> bool:
@@ -582,7 +588,12 @@ class Node:
     # --- questions ---------------------------------------------------------------------------------
 
     def call(
-        self, name: str, arguments: Sequence[Any], timeout: float | None, node: str | None
+        self,
+        name: str,
+        arguments: Sequence[Any],
+        timeout: float | None,
+        node: str | None,
+        trace: tuple[str, str] | None,
     ) -> Any:
         self._off_loop("async_call")
         return self._ask_call(name, arguments, node, None).wait(timeout)
@@ -605,7 +616,12 @@ class Node:
         return self._ask_remote(node, module, function, arguments, None).wait(timeout)
 
     def ask_call(
-        self, name: str, arguments: Sequence[Any], node: str | None, wake: Callable[[], object]
+        self,
+        name: str,
+        arguments: Sequence[Any],
+        node: str | None,
+        wake: Callable[[], object],
+        trace: tuple[str, str] | None,
     ) -> Question:
         return self._ask_call(name, arguments, node, wake)
 

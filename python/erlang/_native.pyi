@@ -107,7 +107,12 @@ class Question:
     def leave(self) -> None: ...
 
 def call(
-    name: str, arguments: Sequence[Any], timeout: float | None, node: str | None, /
+    name: str,
+    arguments: Sequence[Any],
+    timeout: float | None,
+    node: str | None,
+    trace: tuple[str, str] | None,
+    /,
 ) -> Any: ...
 def gen_call(
     dest: Pid | str | tuple[str, str],
@@ -125,7 +130,12 @@ def erpc(
     /,
 ) -> Any: ...
 def ask_call(
-    name: str, arguments: Sequence[Any], node: str | None, wake: Callable[[], object], /
+    name: str,
+    arguments: Sequence[Any],
+    node: str | None,
+    wake: Callable[[], object],
+    trace: tuple[str, str] | None,
+    /,
 ) -> Question:
     """Asks and returns; the node's loop thread calls `wake` when there is an answer. It leaves with the next flush()."""
 
@@ -153,8 +163,11 @@ def served() -> Pid | Atom | None:
 def run_in_worker(job: Callable[[], Any], done: Callable[[Any, Any], object], /) -> None:
     """Runs `job` on a worker, then `done(value, exception)` on the loop thread."""
 
-def log(level: int, text: str, always: bool = False, /) -> None:
-    """A line of the node's log; the level is one of logging's. With `always` no log level is too high for it."""
+def log(level: int, text: str, always: bool = False, ids: tuple[str, str] | None = None, /) -> None:
+    """A line of the node's log; the level is one of logging's. With `always` no log level is too high for it.
+
+    `ids` are a trace id and a span id.
+    """
 
 def log_to_peer(level: str, text: str, metadata: object, node: str | None, /) -> bool:
     """A line for the logger of a peer that runs the application; False where there is none."""

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from erlang import _backend
+from erlang import _backend, _trace
 from erlang.terms import Atom
 
 __all__ = ["BeamHandler", "NodeHandler", "install"]
@@ -38,7 +38,7 @@ class NodeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            _backend.native.log(record.levelno, self.format(record))
+            _backend.native.log(record.levelno, self.format(record), False, _trace.ids())
         except Exception:
             self.handleError(record)
 
@@ -48,8 +48,8 @@ class BeamHandler(logging.Handler):
     served, else the home node, else the first; `node` overrides.
 
     The metadata says where the record was made: `file`, `line`, `function`, `python_logger`, `thread`, `node`, `pid`
-    of the process it was made in, `caller` where the Erlang process being served is known, and what was given as
-    `extra={'erlang': {...}}`. A record that finds no peer goes to `fallback`, if there is one.
+    of the process it was made in, `caller` where the Erlang process being served is known, `trace_id` and `span_id`
+    where there is a trace context, and what was given as `extra={'erlang': {...}}`. A record that finds no peer goes to `fallback`, if there is one.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class BeamHandler(logging.Handler):
             caller = _backend.native.served()
             if isinstance(caller, Pid):
                 metadata[Atom("caller")] = caller
+            if ids := _trace.ids():
+                metadata.update(zip((Atom("trace_id"), Atom("span_id")), ids))
             extra = getattr(record, "erlang", None)
             if isinstance(extra, dict):
                 metadata.update((Atom(str(key)), value) for key, value in extra.items())
@@ -118,14 +120,14 @@ class _Lines(io.TextIOBase):
         with self._lock:
             *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            _backend.native.log(self._level, line, True)
+            _backend.native.log(self._level, line, True, _trace.ids())
         return len(text)
 
     def flush(self) -> None:
         with self._lock:
             rest, self._rest = self._rest, ""
         if rest:
-            _backend.native.log(self._level, rest, True)
+            _backend.native.log(self._level, rest, True, _trace.ids())
 
 
 def install(level: str) -> None:

@@ -169,7 +169,7 @@ inline dist::NodeConfig config_of(const std::string& name) {
   dist::NodeConfig config;
   config.name = name;
   config.cookie = kCookie;
-  config.use_epmd = false;
+  config.epmd_use = dist::EpmdUse::kNone;
   return config;
 }
 

@@ -147,7 +147,7 @@ TEST_CASE_METHOD(Fixture, "without more than name and cookie everything has its 
   const Config config = with({});
   CHECK(config.runtime.node.name == "n@127.0.0.1");
   CHECK(config.runtime.node.cookie == "secret");
-  CHECK(config.runtime.node.use_epmd);
+  CHECK(config.runtime.node.epmd_use == dist::EpmdUse::kExternal);
   CHECK(config.runtime.node.first_port == 0);
   CHECK(config.runtime.node.last_port == 0);
   CHECK(config.runtime.node.epmd.port == 4369);
@@ -198,6 +198,9 @@ TEST_CASE_METHOD(Fixture, "every setting can come from the environment", "[confi
     if (name == "name") value = "m@127.0.0.1";
     if (name == "peer" || name == "home") value = "p@127.0.0.1";
     if (name == "sname") continue;  // not beside a name
+    // All three together, and files there have to be.
+    if (name == "tls-cert" || name == "tls-key" || name == "tls-ca") continue;
+    if (name == "peer-port") value = "4711";
     if (name == "cookie-file") value = cookie;
     if (name == "admin") value = "127.0.0.1:0";
     if (name == "config") value = directory.file("empty.toml", "", 0644);
@@ -210,6 +213,28 @@ TEST_CASE_METHOD(Fixture, "every setting can come from the environment", "[confi
     CHECK(config.values.at(name).values == std::vector<std::string>{value});
     CHECK(config.values.at(name).origin == variable);
   }
+}
+
+TEST_CASE_METHOD(Fixture, "a worker process is told how to run Python, and nothing of the cookie",
+                 "[config]") {
+  const Config config = with({"--processes", "2", "--workers", "3", "--allow", "math.*", "--eval",
+                              "off", "--import", "a", "--import", "b", "--path", "/x/y"});
+  CHECK(config.runtime.processes == 2);
+  const std::string& term = config.runtime.worker_settings;
+  CHECK(term.find("secret") == std::string::npos);
+  CHECK(term.find(cookie) == std::string::npos);
+  const etf::Bytes bytes{reinterpret_cast<const std::uint8_t*>(term.data()), term.size()};
+  const Config told = node_main::worker_config(bytes);
+  CHECK(told.runtime.pool.workers == 3);
+  CHECK(told.runtime.node.name == "n@127.0.0.1");
+  CHECK(told.runtime.node.cookie.empty());
+  CHECK_FALSE(told.runtime.invoker.eval);
+  CHECK(told.runtime.invoker.allow.allows("math", "sqrt"));
+  CHECK_FALSE(told.runtime.invoker.allow.allows("os", "getpid"));
+  CHECK(told.imports == std::vector<std::string>{"a", "b"});
+  CHECK(told.paths == std::vector<std::string>{"/x/y"});
+  for (std::size_t size = 0; size < bytes.size(); ++size)
+    CHECK_THROWS(node_main::worker_config(bytes.first(size)));
 }
 
 TEST_CASE_METHOD(Fixture, "an empty variable counts as none", "[config]") {
@@ -249,23 +274,25 @@ TEST_CASE_METHOD(Fixture, "the settings in force are shown with their origin, an
 
 TEST_CASE_METHOD(Fixture, "what each flag says arrives where it belongs", "[config]") {
   const Config config =
-      with({"--workers",       "1",         "--listen",      "127.0.0.1", "--listen",   "::1",
-            "--dist-port",     "9100-9105", "--epmd",        "off",       "--eval",     "off",
-            "--none",          "nil",       "--binary",      "bytes",     "--ticktime", "8",
-            "--queue",         "10",        "--max-message", "3",         "--grace-ms", "300",
-            "--drain-timeout", "0",         "--log-level",   "debug",     "--venv",     "v",
-            "--path",          "p"});
+      with({"--workers",       "1",         "--listen",       "127.0.0.1", "--listen",   "::1",
+            "--dist-port",     "9100-9105", "--epmd",         "off",       "--eval",     "off",
+            "--none",          "nil",       "--binary",       "bytes",     "--ticktime", "8",
+            "--queue",         "10",        "--max-message",  "3",         "--grace-ms", "300",
+            "--drain-timeout", "0",         "--log-level",    "debug",     "--venv",     "v",
+            "--path",          "p",         "--max-inflight", "12"});
   CHECK(config.runtime.pool.workers == 1);
   CHECK(config.runtime.node.listen == std::vector<std::string>{"127.0.0.1", "::1"});
   CHECK(config.runtime.node.first_port == 9100);
   CHECK(config.runtime.node.last_port == 9105);
-  CHECK_FALSE(config.runtime.node.use_epmd);
+  CHECK(config.runtime.node.epmd_use == dist::EpmdUse::kNone);
   CHECK_FALSE(config.runtime.invoker.eval);
   CHECK(config.none_atom == "nil");
   CHECK(config.runtime.invoker.binary == term::BinaryPolicy::kBytes);
   CHECK(config.runtime.node.ticktime == 8s);
   CHECK(config.runtime.pool.queue.items == 10);
   CHECK(config.runtime.node.max_message == std::size_t{3} << 20);
+  CHECK(config.runtime.node.budget->limit() == std::size_t{12} << 20);
+  CHECK(config.runtime.node.peer_budget == std::size_t{3} << 20);
   CHECK(config.runtime.pool.grace == 300ms);
   CHECK(config.drain == 0s);
   CHECK(config.log_level == "debug");
@@ -306,10 +333,11 @@ TEST_CASE_METHOD(Fixture, "each bad setting is named with its value", "[config]"
   CHECK(error_with({"--queue", "0"}).find("queue: '0'") == 0);
   CHECK(error_with({"--ticktime", "0"}).find("ticktime: '0'") == 0);
   CHECK(error_with({"--max-message", "1025"}).find("max-message: '1025'") == 0);
+  CHECK(error_with({"--max-inflight", "0"}).find("max-inflight: '0' is no number from 1 to") == 0);
+  CHECK(error_with({"--max-inflight", "lots"}).find("max-inflight: 'lots'") == 0);
   CHECK(error_with({"--grace-ms", "1"}).find("grace-ms: '1'") == 0);
   CHECK(error_with({"--drain-timeout", "soon"}).find("drain-timeout: 'soon'") == 0);
   CHECK(error_with({"--log-format", "xml"}) == "log-format: 'xml' is neither text nor json");
-  CHECK(error_with({"--epmd", "maybe"}) == "epmd: 'maybe' is neither on nor off");
   CHECK(error_with({"--eval", "maybe"}) == "eval: 'maybe' is neither on nor off");
   CHECK(error_with({"--binary", "text"}) == "binary: 'text' is not auto, str or bytes");
 }
@@ -326,8 +354,72 @@ TEST_CASE_METHOD(Fixture, "ports are one number or a range that rises", "[config
                             "9100-9105-9110", "1,2"}) {
     CAPTURE(wrong);
     CHECK(error_with({std::string("--dist-port=") + wrong}) ==
-          std::string("dist-port: '") + wrong + "' is neither a port nor FIRST-LAST");
+          std::string("dist-port: '") + wrong + "' is no port, FIRST-LAST or BASE+");
   }
+}
+
+TEST_CASE_METHOD(Fixture, "a port may be computed from the number at the end of a name",
+                 "[config]") {
+  const auto port = [&](const std::string& name, const std::string& text) {
+    return read({"--name", name, "--cookie-file", cookie, "--dist-port", text})
+        .runtime.node.first_port;
+  };
+  CHECK(port("py@127.0.0.1", "4370+") == 4370);
+  CHECK(port("py12@127.0.0.1", "4370+") == 4382);
+  CHECK(port("py-3@10.0.0.7", "4370+") == 4373);
+  CHECK(error_with({"--dist-port", "65536+"}).rfind("dist-port: '65536+' makes no port", 0) == 0);
+  CHECK(error_with({"--dist-port", "x+"}) == "dist-port: 'x+' is no port and a +");
+  CHECK(error_with({"--dist-port", "+"}) == "dist-port: '+' is no port and a +");
+}
+
+TEST_CASE_METHOD(Fixture,
+                 "where peers listen can be fixed or computed, a port of their own counts more",
+                 "[config]") {
+  const auto peers = [&](const std::string& text) {
+    return with({"--peer", "a7@127.0.0.1", "--peer", "b@127.0.0.1:9", "--peer-port", text})
+        .runtime.node.peers;
+  };
+  CHECK(peers("9100")[0].port == 9100);
+  CHECK(peers("4370+")[0].port == 4377);
+  CHECK(peers("4370+")[1].port == 9);
+  CHECK(error_with({"--peer", "a@127.0.0.1", "--peer-port", "0"}) ==
+        "peer-port: '0' is no number from 1 to 65535");
+}
+
+TEST_CASE_METHOD(Fixture, "ERL_DIST_PORT is the port to listen on where no setting says otherwise",
+                 "[config]") {
+  const Environment environment{{"ERL_DIST_PORT", "5210"}};
+  const Config config = with({});
+  CHECK(config.runtime.node.first_port == 5210);
+  CHECK(config.values.at("dist-port").origin == "ERL_DIST_PORT");
+  CHECK(with({"--dist-port", "9100"}).runtime.node.first_port == 9100);
+}
+
+TEST_CASE_METHOD(Fixture, "epmd is waited for, replaced where it is absent, built in or not used",
+                 "[config]") {
+  using dist::EpmdUse;
+  CHECK(with({"--epmd", "on"}).runtime.node.epmd_use == EpmdUse::kExternal);
+  CHECK(with({"--epmd", "auto"}).runtime.node.epmd_use == EpmdUse::kAuto);
+  CHECK(with({"--epmd", "builtin"}).runtime.node.epmd_use == EpmdUse::kBuiltIn);
+  CHECK(error_with({"--epmd", "maybe"}) == "epmd: 'maybe' is not on, auto, builtin or off");
+}
+
+TEST_CASE_METHOD(Fixture, "a node that listens nowhere needs a peer, and no epmd", "[config]") {
+  CHECK(error_with({"--listen", "none"}) == "listen: a node that only dials needs a --peer");
+  const auto node = with({"--listen", "none", "--peer", "p@127.0.0.1"}).runtime.node;
+  CHECK_FALSE(node.listens);
+  CHECK(node.epmd_use == dist::EpmdUse::kNone);
+}
+
+TEST_CASE_METHOD(Fixture, "TLS takes a certificate, its key and authorities, or nothing",
+                 "[config]") {
+  CHECK(with({}).runtime.node.tls == nullptr);
+  CHECK(error_with({"--tls-key", "k"}) ==
+        "tls-cert: TLS takes all of --tls-cert, --tls-key and --tls-ca");
+  CHECK(error_with({"--tls-cert", "c", "--tls-ca", "a"}) ==
+        "tls-key: TLS takes all of --tls-cert, --tls-key and --tls-ca");
+  CHECK(error_with({"--tls-cert", "/none", "--tls-key", "/none", "--tls-ca", "/none"}) ==
+        "tls-cert: cannot read '/none'");
 }
 
 TEST_CASE_METHOD(Fixture, "without epmd a node needs a fixed port or a peer", "[config]") {
@@ -505,6 +597,10 @@ TEST_CASE_METHOD(Fixture, "what is wrong with a file of settings is told with it
         "config: cannot read 'FILE' is larger than 1 MiB");
   CHECK(error("a.json", "{\"workers\": ").rfind("config: FILE: ", 0) == 0);
   CHECK(error("a.json", "[1]") == "config: FILE: no object");
+  CHECK(error("a.json", R"({"workers": 1, "queue": 2, "workers": 1})") ==
+        "config: FILE: workers is there twice");
+  CHECK(error("a.json", R"({"max-message": 1, "max_message": 2})") ==
+        "config: FILE: max-message is there twice");
   CHECK(error("a.json", "{\"wokers\": 1}") == "config: FILE: there is no setting wokers");
   CHECK(error("a.json", "{\"workers\": {}}") ==
         "config: FILE: workers is no text, number, boolean or list of these");
@@ -552,7 +648,10 @@ TEST_CASE_METHOD(Fixture, "names and addresses are filled in from the pod's vari
   CHECK(node_main::describe(config).find("listen = 10.1.2.3  (flag)\n") != std::string::npos);
 }
 
-TEST_CASE_METHOD(Fixture, "a placeholder without a value is named", "[config]") {
+TEST_CASE_METHOD(
+    Fixture,
+    "a name in braces that has no value here is an error that says which variable it needs",
+    "[config]") {
   const Environment environment{{"POD_IP", ""}};
   CHECK(error_with({"--listen", "{pod_ip}"}) == "listen: {pod_ip} needs the variable POD_IP");
   CHECK(error_with({"--listen", "{pod}"}).rfind("listen: {pod} is none of hostname, ", 0) == 0);

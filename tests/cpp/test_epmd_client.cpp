@@ -215,7 +215,7 @@ TEST_CASE("a node finds the peer it dials through epmd, and is registered itself
   Listener epmd;
   Listener peer_socket;
   auto config = config_of("node@127.0.0.1");
-  config.use_epmd = true;
+  config.epmd_use = dist::EpmdUse::kExternal;
   config.epmd.port = epmd.port();
   config.peers.push_back({"peer@127.0.0.1", 0});
   TestNode node(config);

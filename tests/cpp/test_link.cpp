@@ -57,7 +57,7 @@ struct LoopbackLink {
     tcp::socket other(reactor);
     other.connect(acceptor.local_endpoint());
     tcp::socket mine = acceptor.accept();
-    TcpTransport::configure(mine);
+    dist::configure(mine);
     far = Descriptor(other.release());
     const int flags = ::fcntl(far.get(), F_GETFL);
     ::fcntl(far.get(), F_SETFL, flags & ~O_NONBLOCK);
@@ -261,6 +261,17 @@ TEST_CASE("a silent peer is given up after one and a quarter tick times, not bef
   CHECK(passed > 250ms);
   CHECK(over.handler.reason == "nothing heard for 0 s");
   CHECK(over.link->closed());
+}
+
+TEST_CASE("silence counts from the peer's last word, whenever that was", "[link]") {
+  LoopbackLink over(ticking(2000ms));
+  over.reactor.run_for(100ms);  // so that the end falls between two of our own ticks
+  over.feed(Bytes(4, 0));
+  const auto last = std::chrono::steady_clock::now();
+  REQUIRE(over.turn_until([&] { return over.handler.closed > 0; }));
+  const auto passed = std::chrono::steady_clock::now() - last;
+  CHECK(passed > 2400ms);
+  CHECK(passed < 2800ms);
 }
 
 TEST_CASE("a peer that ticks is kept for many tick times", "[link]") {

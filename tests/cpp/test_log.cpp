@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cnode/base/log.hpp"
+#include "cnode/base/trace.hpp"
 #include "tests/cpp/catch.hpp"
 
 using base::json_escape;
@@ -89,6 +90,22 @@ TEST_CASE("a text line has time, level and message", "[log]") {
   });
   REQUIRE(text.size() > 20);
   CHECK(text.substr(text.find(' ')) == " error this\n");
+}
+
+TEST_CASE("a line that is logged in a trace has its ids, in either form", "[log]") {
+  const auto lines = [](base::LogFormat format) {
+    return standard_error_of([&] {
+      base::configure_logging("info", format, "n@h");
+      const base::LogTrace trace("t\"1", "s\n1");
+      spdlog::info("a \"b\"\n\xFF");
+    });
+  };
+  const std::string json = lines(base::LogFormat::kJson);
+  CHECK(json.substr(json.find("\"msg\"")) ==
+        "\"msg\":\"a \\\"b\\\"\\u000a" + kReplacement +
+            "\",\"trace_id\":\"t\\\"1\",\"span_id\":\"s\\u000a1\"}\n");
+  const std::string text = lines(base::LogFormat::kText);
+  CHECK(text.substr(text.find(" a ")) == " a \"b\"\n\xFF trace_id=t\"1 span_id=s\n1\n");
 }
 
 TEST_CASE("with the level off nothing is written", "[log]") {

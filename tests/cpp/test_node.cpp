@@ -873,7 +873,7 @@ TEST_CASE("control messages of unknown numbers are counted and passed over", "[n
   }));
   CHECK(peer.barrier().empty());
   CHECK(node.node->counters().unknown_controls == 2);
-  CHECK(node.node->counters().frames_rejected == 0);
+  CHECK(node.node->counters().frames_rejected.load() == 0);
 }
 
 TEST_CASE("a link whose stream cannot be trusted any more is closed, and no other", "[node]") {
@@ -894,6 +894,6 @@ TEST_CASE("a link whose stream cannot be trusted any more is closed, and no othe
   }
   CHECK(peer.closed());
   CHECK(node.recorder.next("down").peer == "peer@127.0.0.1");
-  CHECK(node.node->counters().frames_rejected == 1);
+  CHECK(node.node->counters().frames_rejected.load() == 1);
   CHECK(other.barrier().empty());
 }

@@ -97,8 +97,8 @@ TEST_CASE("nodes with different cookies never link", "[node]") {
   config.cookie = "another cookie";
   TestNode dialler(config);
   CHECK(eventually([&] {
-    return acceptor.node->counters().handshakes_failed > 1 &&
-           dialler.node->counters().handshakes_failed > 1;
+    return acceptor.node->counters().handshakes_failed.load() > 1 &&
+           dialler.node->counters().handshakes_failed.load() > 1;
   }));
   CHECK(acceptor.recorder.count("up") == 0);
   CHECK(dialler.recorder.count("up") == 0);
@@ -158,7 +158,7 @@ TEST_CASE("two nodes that dial each other at once end up with one link that work
 TEST_CASE("a peer with another cookie is turned away before it is linked", "[node]") {
   TestNode node;
   CHECK(failure_of(node, {.cookie = "wrong"}) == "the node closed the connection");
-  CHECK(eventually([&] { return node.node->counters().handshakes_failed == 1; }));
+  CHECK(eventually([&] { return node.node->counters().handshakes_failed.load() == 1; }));
   CHECK(node.recorder.count("up") == 0);
   CHECK(node.node->peers().empty());
 }
@@ -168,7 +168,7 @@ TEST_CASE("a node that dials does not link to an acceptor with another cookie", 
   TestNode node(dialling("node@127.0.0.1", "peer@127.0.0.1", listener.port()));
   CHECK_THROWS_AS(Peer(listener.accept(), {.cookie = "wrong"}, Role::kAcceptor),
                   std::runtime_error);
-  CHECK(eventually([&] { return node.node->counters().handshakes_failed > 0; }));
+  CHECK(eventually([&] { return node.node->counters().handshakes_failed.load() > 0; }));
   CHECK(node.recorder.count("up") == 0);
 }
 
@@ -188,7 +188,7 @@ TEST_CASE("a peer that lacks what we need, or has our name, is told so", "[node]
   CHECK(failure_of(node, {.flags = dist::kOurFlags & ~dist::kUnlinkId}).find(refused) !=
         std::string::npos);
   CHECK(failure_of(node, {.name = "node@127.0.0.1"}).find(refused) != std::string::npos);
-  CHECK(eventually([&] { return node.node->counters().handshakes_failed == 2; }));
+  CHECK(eventually([&] { return node.node->counters().handshakes_failed.load() == 2; }));
 }
 
 TEST_CASE("one peer more than the bound is not allowed, and may come when another has gone",
@@ -331,7 +331,7 @@ TEST_CASE("a handshake step that takes too long ends the connection", "[node]") 
   }
   CHECK(closed_by_peer(socket.get()));
   CHECK(std::chrono::steady_clock::now() - begin >= 190ms);
-  CHECK(eventually([&] { return node.node->counters().handshakes_failed == 1; }));
+  CHECK(eventually([&] { return node.node->counters().handshakes_failed.load() == 1; }));
 }
 
 TEST_CASE("a dialled peer that never answers is given up after the step's time, and dialled again",
@@ -351,7 +351,7 @@ TEST_CASE("a handshake packet over the limit ends the connection unread", "[node
   const Descriptor socket = connect_to(node.port());
   write_all(socket.get(), Bytes{0x04, 0x01});
   CHECK(closed_by_peer(socket.get()));
-  CHECK(eventually([&] { return node.node->counters().handshakes_failed == 1; }));
+  CHECK(eventually([&] { return node.node->counters().handshakes_failed.load() == 1; }));
 }
 
 TEST_CASE("what is no handshake ends the connection", "[node]") {

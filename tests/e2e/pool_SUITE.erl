@@ -17,6 +17,7 @@ all() ->
      a_node_killed_under_load_fails_no_idempotent_call,
      a_node_that_is_back_takes_calls_within_two_seconds,
      a_node_that_drains_fails_no_call,
+     a_node_tells_its_peers_that_it_drains_before_it_refuses_anything,
      an_overloaded_node_fails_no_call,
      keys_stay_with_their_nodes_when_another_is_killed_and_comes_back,
      nodes_that_connect_by_themselves_are_members,
@@ -236,6 +237,41 @@ a_node_that_drains_fails_no_call(Config) ->
     Back = restart(Config, Drained),
     ok = on(Config, fun() -> await_members(names([Back | Others])) end),
     ok = stop([Back | Others]).
+
+a_node_tells_its_peers_that_it_drains_before_it_refuses_anything(Config) ->
+    [Drained = #{name := Name, program := Program} | Others] = start_three(Config),
+    ok = pool(Config, [Drained | Others]),
+    Call = on(Config, fun() ->
+        Caller = spawn(fun() -> Result = py:call(Name, time, sleep, [3]), receive {get, From} -> From ! {self(), Result} end end),
+        ok = sw_e2e:eventually(fun() -> in_flight() =:= 1 end),
+        {ok, _} = py:exec(Name, "x = 1"),
+        Caller
+    end),
+    Strangers = on(Config, fun() ->
+        %% One that asks for no events, as older versions of the application, gets none; one that does may come late.
+        {ok, #{version := 1}} = gen_server:call({py, Name}, {hello, #{version => 1}}),
+        {ok, #{version := 1}} = gen_server:call({py, Name}, {hello, [improper | map]}),
+        process_info(self(), messages)
+    end),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    {Info, Refused, Greeted, Quiet, Answer} = on(Config, fun() ->
+        ok = sw_e2e:eventually(fun() -> py_pool:members(pool) =:= lists:sort([N || #{name := N} <- Others]) end),
+        {ok, #{members := Members}} = py_pool:info(pool),
+        [Info] = [Member || Member = #{node := Node} <- Members, Node =:= Name],
+        {ok, #{version := 1}} = gen_server:call({py, Name}, {hello, #{version => 1}}),
+        {ok, #{version := 1}} = gen_server:call({py, Name}, {hello, #{events => true, more => [1]}}),
+        Greeted = receive {'$py_node', Event} -> Event after 5000 -> nothing end,
+        Refused = py:call(Name, math, sqrt, [4]),
+        Call ! {get, self()},
+        {Info, Refused, Greeted, process_info(self(), messages), receive {Call, Result} -> Result end}
+    end),
+    ?assertMatch(#{state := draining, calls := 0, failures := 0}, Info),
+    ?assertEqual({error, draining}, Refused),
+    ?assertEqual(draining, Greeted),
+    ?assertEqual({{messages, []}, {messages, []}}, {Strangers, Quiet}),
+    ?assertEqual({ok, none}, Answer),
+    ?assertEqual(0, sw_e2e:await_exit(Program)),
+    ok = stop(Others).
 
 an_overloaded_node_fails_no_call(Config) ->
     Small = #{name := Name} = start(Config, #{args => ["--workers", "1", "--queue", "2"]}),

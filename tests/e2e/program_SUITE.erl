@@ -126,7 +126,8 @@ print_config_shows_every_setting_and_where_it_came_from(Config) ->
                  <<"log-format = text  (default)">>]],
     {0, Help, _} = program(Config, ["--help"]),
     {match, Flags} = re:run(Help, "^ +(?:-h,)?--([a-z-]+)", [global, multiline, {capture, [1], binary}]),
-    Settings = lists:flatten(Flags) -- [<<"help">>, <<"version">>, <<"print-config">>, <<"check-config">>, <<"print-reference">>],
+    Settings = lists:flatten(Flags) -- [<<"help">>, <<"version">>, <<"print-config">>, <<"check-config">>,
+                                       <<"print-reference">>, <<"print-schema">>],
     ?assertEqual(lists:sort(Settings), lists:sort([hd(binary:split(Line, <<" = ">>)) || Line <- Lines])),
     ?assertNot(matches(Output, maps:get(cookie, context(Config)) ++ "$")).
 

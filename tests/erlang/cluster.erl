@@ -4,7 +4,7 @@
 -module(cluster).
 
 -export([start_epmd/0, stop_epmd/1, free_port/0]).
--export([start_client/1, start_plain/1, start_fake/1, stop/1, stop_if_alive/1, kill/1]).
+-export([start_client/1, start_plain/1, start_fake/1, start_fake/2, stop/1, stop_if_alive/1, kill/1]).
 -export([on/2, eventually/1, unique/1]).
 -export([init/1]).
 
@@ -69,7 +69,7 @@ hold(Arguments) ->
 %% A BEAM that has the application on its path.
 -spec start_client(epmd()) -> beam().
 start_client(Epmd) ->
-    start(Epmd, "client", []).
+    start(Epmd, "client", "127.0.0.1", []).
 
 %% The same, not distributed.
 -spec start_plain(epmd()) -> beam().
@@ -82,17 +82,24 @@ start_plain(#{port := Number}) ->
 %% A hidden BEAM that runs a fake node when fake_node:start/1 is called in it.
 -spec start_fake(epmd()) -> beam().
 start_fake(Epmd) ->
-    start(Epmd, "fake", ["-hidden"]).
+    start_fake(Epmd, "127.0.0.1").
 
--spec start(epmd(), string(), [string()]) -> beam().
-start(#{port := Number}, Prefix, Arguments) ->
+%% The same with another address of the loopback for a host.
+-spec start_fake(epmd(), string()) -> beam().
+start_fake(Epmd, Host) ->
+    start(Epmd, "fake", Host, ["-hidden"]).
+
+-spec start(epmd(), string(), string(), [string()]) -> beam().
+start(#{port := Number}, Prefix, Host, Arguments) ->
+    {ok, Address} = inet:parse_ipv4_address(Host),
     {ok, Peer, Node} = peer:start(#{
         name => unique(Prefix),
-        host => "127.0.0.1",
+        host => Host,
         longnames => true,
         connection => standard_io,
         wait_boot => ?BOOT_MS,
-        args => ["-setcookie", ?COOKIE, "-kernel", "inet_dist_use_interface", "{127,0,0,1}"
+        args => ["-setcookie", ?COOKIE, "-kernel", "inet_dist_use_interface",
+                 lists:flatten(io_lib:format("~w", [Address]))
                  | Arguments] ++ path_arguments(),
         env => [{"ERL_EPMD_PORT", Number}]
     }),

@@ -10,12 +10,13 @@
 %%   place    {ok, node()}, or what the option `place` says; `silent`: nothing
 -module(fake_node).
 
--export([start/1, stop/0, log/0, batches/0, casts/0, cancelled/0]).
+-export([start/1, stop/0, tell/1, log/0, batches/0, casts/0, cancelled/0]).
 -export([init/2]).
 
 -record(fake, {
     hello :: term(),                                  % the whole answer to hello, or `silent`
     place :: term(),                                  % the result of `place`
+    greeters = [] :: [pid()],                         % said hello and want events
     batches = [] :: [[tuple()]],                      % newest first
     casts = [] :: [tuple()],                          % newest first
     cancelled = [] :: [{integer(), integer()}],       % {Id, millisecond of the system's clock}
@@ -32,6 +33,12 @@ stop() ->
     Monitor = monitor(process, py),
     exit(whereis(py), stopped),
     receive {'DOWN', Monitor, process, _, _} -> ok end.
+
+%% Sends {'$py_node', Event} to those who asked for events.
+-spec tell(term()) -> ok.
+tell(Event) ->
+    py ! {'$tell', Event},
+    ok.
 
 -spec batches() -> [[tuple()]].
 batches() -> ask(batches).
@@ -68,7 +75,10 @@ loop(Fake = #fake{batches = Batches, log = Log}) ->
             loop(Fake1);
         {'$gen_call', From, {hello, _} = Hello} ->
             greet(From, Fake#fake.hello),
-            loop(Fake#fake{log = [Hello | Log]});
+            loop(Fake#fake{log = [Hello | Log], greeters = greeters(From, Hello) ++ Fake#fake.greeters});
+        {'$tell', Event} ->
+            lists:foreach(fun(Pid) -> Pid ! {'$py_node', Event} end, Fake#fake.greeters),
+            loop(Fake);
         {'$ask', Pid, What} ->
             Pid ! {'$answer', answer(What, Fake)},
             loop(Fake);
@@ -83,6 +93,10 @@ loop(Fake = #fake{batches = Batches, log = Log}) ->
 greet(_From, silent) -> ok;
 greet(From, Hello) -> gen_server:reply(From, Hello).
 
+-spec greeters(gen_server:from(), tuple()) -> [pid()].
+greeters({Pid, _}, {hello, #{events := true}}) -> [Pid];
+greeters(_, _) -> [].
+
 -spec answer(atom(), #fake{}) -> [term()].
 answer(batches, #fake{batches = Batches}) -> lists:reverse(Batches);
 answer(casts, #fake{casts = Casts}) -> lists:reverse(Casts);
@@ -90,7 +104,7 @@ answer(cancelled, #fake{cancelled = Cancelled}) -> lists:reverse(Cancelled);
 answer(log, #fake{log = Log}) -> lists:reverse(Log).
 
 -spec note(tuple(), #fake{}) -> #fake{}.
-note({cast, _, _, _, _} = Item, Fake = #fake{casts = Casts}) ->
+note(Item, Fake = #fake{casts = Casts}) when element(1, Item) =:= cast ->
     Fake#fake{casts = [Item | Casts]};
 note({cancel, Id}, Fake = #fake{cancelled = Cancelled}) ->
     Fake#fake{cancelled = [{Id, erlang:system_time(millisecond)} | Cancelled]};
@@ -105,6 +119,7 @@ perform({call, Id, M, F, Args, Kwargs, Options}) -> perform(F, Id, M, {Args, Kwa
 perform({eval, Id, Caller, Code, Locals}) -> [{Id, {ok, {eval, Caller, Code, Locals}}}];
 perform({exec, Id, Caller, Code}) -> [{Id, {ok, {exec, Caller, Code}}}];
 perform({cast, _, _, _, _}) -> [];
+perform({cast, _, _, _, _, _}) -> [];
 perform({cancel, Id}) -> [{Id, {error, cancelled}}].
 
 -spec perform(atom() | binary(), integer(), atom() | binary(), term()) -> [{integer(), term()}].

@@ -16,6 +16,7 @@
          a_node_that_is_down_refuses_at_once/1,
          a_lost_connection_is_made_again/1,
          a_restarted_py_is_found_again/1,
+         a_host_that_was_cut_off_is_found_again_in_a_second_and_a_half/1,
          connect_dials_without_waiting_for_the_backoff/1,
          events_tell_of_up_and_down/1,
          an_event_handler_that_fails_hurts_nobody/1,
@@ -39,6 +40,7 @@ all() ->
      a_node_that_is_down_refuses_at_once,
      a_lost_connection_is_made_again,
      a_restarted_py_is_found_again,
+     a_host_that_was_cut_off_is_found_again_in_a_second_and_a_half,
      connect_dials_without_waiting_for_the_backoff,
      events_tell_of_up_and_down,
      an_event_handler_that_fails_hurts_nobody,
@@ -223,6 +225,55 @@ a_restarted_py_is_found_again(Config) ->
     ok = client(Config, fun() ->
         cluster:eventually(fun() -> py:call(Node, m, echo, []) =:= {ok, []} end)
     end).
+
+%% The host's port mapper takes no connections, as if every packet to it were dropped: its queue of
+%% them is full. An attempt to connect that began soon after the cut tries again after 7 s only.
+a_host_that_was_cut_off_is_found_again_in_a_second_and_a_half(Config) ->
+    Epmd = #{port := Port} = proplists:get_value(epmd, Config),
+    Away = #{node := Node} = cluster:start_fake(Epmd, "127.0.0.2"),
+    ok = cluster:on(Away, fun() -> fake_node:start(#{}) end),
+    Passed = client(Config, fun() ->
+        {Listener, Waiting} = cut_off({127, 0, 0, 2}, list_to_integer(Port)),
+        {ok, Pid} = py_node:watch(Node, #{}),
+        receive {py_node, Node, {down, noconnection}} -> ok end,
+        timer:sleep(5600),
+        Healed = erlang:monotonic_time(millisecond),
+        [ok = gen_tcp:close(Socket) || Socket <- Waiting],
+        Relay = spawn_link(fun() -> relay(Listener, list_to_integer(Port)) end),
+        ok = gen_tcp:controlling_process(Listener, Relay),
+        receive {py_node, Node, {up, _, _}} -> ok end,
+        ok = py_node:unwatch(Pid),
+        true = unlink(Relay),
+        true = exit(Relay, kill),
+        erlang:monotonic_time(millisecond) - Healed
+    end),
+    ok = cluster:stop(Away),
+    ?assert(Passed < 1500, Passed).
+
+%% A listener whose queue is full, and the connections that fill it.
+cut_off(Address, Port) ->
+    {ok, Listener} = gen_tcp:listen(Port, [{ip, Address}, {backlog, 1}, binary, {active, true}]),
+    {Listener, fill(Address, Port)}.
+
+fill(Address, Port) ->
+    case gen_tcp:connect(Address, Port, [], 200) of
+        {ok, Socket} -> [Socket | fill(Address, Port)];
+        {error, timeout} -> []
+    end.
+
+%% Passes on what is asked and answered; a connection after the other.
+relay(Listener, Port) ->
+    {ok, Asking} = gen_tcp:accept(Listener),
+    {ok, Answering} = gen_tcp:connect({127, 0, 0, 1}, Port, [binary, {active, true}]),
+    pass_on(Asking, Answering),
+    relay(Listener, Port).
+
+pass_on(Asking, Answering) ->
+    receive
+        {tcp, Asking, Data} -> _ = gen_tcp:send(Answering, Data), pass_on(Asking, Answering);
+        {tcp, Answering, Data} -> _ = gen_tcp:send(Asking, Data), pass_on(Asking, Answering);
+        {tcp_closed, _} -> gen_tcp:close(Asking), gen_tcp:close(Answering)
+    end.
 
 connect_dials_without_waiting_for_the_backoff(Config) ->
     Node = target(Config),

@@ -24,6 +24,8 @@ all() ->
      a_full_link_is_passed_over,
      when_all_are_overloaded_the_call_is,
      a_node_that_drains_is_passed_over_and_taken_out_until_it_is_back,
+     a_node_that_says_it_drains_is_asked_nothing_more,
+     an_event_of_a_node_that_is_not_known_changes_nothing,
      a_call_in_flight_on_a_lost_node_is_not_run_again,
      an_idempotent_call_is_run_again_on_another_node,
      an_idempotent_call_is_run_again_so_often_and_no_more,
@@ -267,6 +269,43 @@ a_node_that_drains_is_passed_over_and_taken_out_until_it_is_back(Config) ->
     ok = refake(Drains, {ok, back}),
     Back = client(Config, fun() -> await_members(pool, [A, B, C]), lists:usort(places(6)) end),
     ?assertEqual(lists:sort([back, B, C]), Back).
+
+a_node_that_says_it_drains_is_asked_nothing_more(Config) ->
+    [Drains = #{node := A} | _] = fakes(Config),
+    [_, B, C] = nodes_of(Config),
+    Running = with_pool(Config, #{}, fun(_) ->
+        Key = key_of(A),
+        Caller = reporter(fun() -> py:call(pool, m, late, [2000], #{key => Key}) end),
+        ok = cluster:eventually(fun() -> in_flight(A) =:= 1 end),
+        Caller
+    end),
+    ok = cluster:on(Drains, fun() -> fake_node:tell(draining) end),
+    {Members, Late, Places, Info, Answer} = client(Config, fun() ->
+        ok = cluster:eventually(fun() -> py_pool:members(pool) =:= [B, C] end),
+        {ok, _} = py_pool:start(late, #{nodes => [A, B]}),    % one that watches the node from now on
+        ok = cluster:eventually(fun() -> py_pool:members(late) =:= [B] end),
+        {py_pool:members(pool), py_pool:members(late), places(10), info(), reported(Running)}
+    end),
+    ?assertEqual({[B, C], [B]}, {Members, Late}),
+    ?assertEqual([B, C], lists:usort(Places)),
+    ?assertMatch(#{A := #{state := draining, calls := 1, failures := 0}}, Info),
+    ?assertEqual({ok, late}, Answer),    % what it had accepted it still answers
+    ok = refake(Drains, {ok, back}),
+    ?assertEqual(lists:sort([back, B, C]),
+                 client(Config, fun() -> await_members(pool, [A, B, C]), lists:usort(places(6)) end)).
+
+an_event_of_a_node_that_is_not_known_changes_nothing(Config) ->
+    [Fake = #{node := A} | _] = fakes(Config),
+    Nodes = nodes_of(Config),
+    {Before, Link} = with_pool(Config, #{}, fun(_) -> {py_pool:members(pool), link_of(A)} end),
+    ok = cluster:on(Fake, fun() -> fake_node:tell(tomorrow), fake_node:tell({draining, maybe}) end),
+    ?assertEqual({Nodes, Link, {ok, []}}, client(Config, fun() ->
+        {ok, []} = Echo = py:call(A, m, echo, []),
+        _ = sys:get_state(py_link:owner(A)),
+        _ = sys:get_state(pool),
+        {py_pool:members(pool), link_of(A), Echo}
+    end)),
+    ?assertEqual(Nodes, Before).
 
 %% --- Losses -----------------------------------------------------------------------------------------
 

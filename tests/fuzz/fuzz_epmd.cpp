@@ -44,5 +44,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const etf::Bytes all{data, std::min<std::size_t>(size, 512)};
   check(all, dist::parse_alive_reply);
   check(all, dist::parse_port_reply);
+  // As an epmd: what was understood can be told to others, and is what they asked for.
+  if (auto request = dist::parse_epmd_request(all)) {
+    const bool named = request->kind == dist::EpmdRequest::Kind::kAlive ||
+                       request->kind == dist::EpmdRequest::Kind::kPort;
+    require(named == !request->alive.name.empty());
+    if (request->kind == dist::EpmdRequest::Kind::kAlive) {
+      const auto reply = dist::encode_port_reply(&request->alive);
+      auto told = dist::parse_port_reply(reply);
+      require(told.ok() && told->name == request->alive.name && told->port == request->alive.port);
+    }
+  }
   return 0;
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr dist::FragmentLimits kLimits{
+const dist::FragmentLimits kLimits{
     .message = 4096, .total = 8192, .sequences = 8, .control = 256, .beginning = 64};
 
 void require(bool holds) {
