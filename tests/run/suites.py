@@ -10,7 +10,7 @@ is skipped only when the tree does not have it. The last line is "N passed, N fa
 failed. Reports and logs stay in build/test-results.
 
 Environment: FUZZ_SECONDS for each fuzz target (15), CHANNEL_SECONDS for the channels under tsan (30), REENTRY_SECONDS
-for calls that call back (10), LOOP_CYCLES for the soak of the event loop (210), SOAK_SECONDS (60), TEST_TIMEOUT for one
+for calls that call back (10), DEPLOY=full for the tests of deploy/ that need more than Debian's packages and time, LOOP_CYCLES for the soak of the event loop (210), SOAK_SECONDS (60), TEST_TIMEOUT for one
 program (900), TEST_JOBS for programs run side by side (the number of processors).
 """
 
@@ -431,6 +431,15 @@ def suite_e2e() -> Count:
     return common_test("tests/e2e")
 
 
+def suite_faults() -> Count:
+    """The rows of the fault table that need neither a privilege nor much time."""
+    report = RESULTS / "faults.xml"
+    command: Command = [PYTHON, "tests/faults/run", "--quick", "--jobs", str(JOBS)]
+    outcome = run([*command, "--junit", report], RESULTS / "faults.log")
+    print(outcome.log.read_text(errors="replace").rstrip(), flush=True)
+    return judge("faults", outcome, [report])
+
+
 def suite_soak() -> Count:
     failed = build("asan", "sidewinder")
     if failed:
@@ -463,6 +472,42 @@ def suite_check() -> Count:
     return count
 
 
+# What needs neither an image nor a cluster. DEPLOY=full runs every test.sh below deploy/.
+QUICK_DEPLOY = (
+    "systemd",
+    "k8s",
+    "examples/any-beam",
+    "examples/workers-on-hosts",
+    "examples/rolling-update",
+    "examples/partition",
+)
+
+
+def suite_deploy() -> Count:
+    """The examples' own test.sh: TAP lines and an exit code; 77 is what this machine cannot show, and why is printed."""
+    total = Count()
+    scripts = [ROOT / "deploy" / name / "test.sh" for name in QUICK_DEPLOY]
+    if os.environ.get("DEPLOY") == "full":
+        scripts = sorted((ROOT / "deploy").glob("**/test.sh"))
+    for script in scripts:
+        name = str(script.parent.relative_to(ROOT / "deploy"))
+        log = RESULTS / "deploy" / f"{name.replace('/', '-')}.log"
+        outcome = run([script], log, timeout=3600 if os.environ.get("DEPLOY") == "full" else 300)
+        text = log.read_text(errors="replace")
+        count = Count(passed=len(re.findall(r"^ok [0-9]+ - ", text, re.MULTILINE)))
+        for line in re.findall(r"^not ok [0-9]+ - (.*)$", text, re.MULTILINE):
+            count.fail(f"{name}: {line}")
+        if outcome.code == 77:
+            count = Count(skipped=1)
+            print(f"  {name}: {outcome.tail(1).strip()}", flush=True)
+        elif not count.failed and (outcome.code != 0 or f"1..{count.passed}\n" not in text):
+            count.fail(f"{name}: {outcome.describe()} before its end")
+        if count.failed:
+            print(f"  {name}: {outcome.describe()}\n{outcome.tail(60)}", flush=True)
+        total.add(count)
+    return total
+
+
 @dataclasses.dataclass(frozen=True)
 class Suite:
     name: str
@@ -480,7 +525,9 @@ SUITES = (
     Suite("loop", suite_loop, "tests/loop"),
     Suite("erlang", suite_erlang, "tests/erlang"),
     Suite("e2e", suite_e2e, "tests/e2e"),
+    Suite("faults", suite_faults, "tests/faults/run"),
     Suite("soak", suite_soak, "tests/soak/run"),
+    Suite("deploy", suite_deploy, "deploy/systemd/test.sh"),
     Suite("check", suite_check, "tests/run/check"),
 )
 
