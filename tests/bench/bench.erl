@@ -54,6 +54,8 @@ run({latency, Via, Node, Count}) ->
     quantiles([timed(Via, Node) || _ <- lists:seq(1, Count)]);
 run({callers, Via, Node, Callers, Ms}) ->
     callers(Via, Node, Callers, Ms);
+run({spinners, Node, Callers, Ms}) ->
+    spinners(Node, Callers, Ms);
 run({window, Via, Node, Width, Ms}) ->
     window(Via, Node, Width, Ms);
 run({sleepers, Via, Node, Module, Count}) ->
@@ -135,6 +137,22 @@ callers(Via, Node, Callers, Ms) ->
     End = Start + Ms * 1000,
     Calls = in_processes(Callers, fun() -> call_until(Via, Node, End, 0) end),
     rate(lists:sum(Calls), Start).
+
+%% Calls of about a millisecond of pure Python.
+-spec spinners(node(), pos_integer(), pos_integer()) -> [value()].
+spinners(Node, Callers, Ms) ->
+    Start = erlang:monotonic_time(microsecond),
+    End = Start + Ms * 1000,
+    Calls = in_processes(Callers, fun() -> spin_until(Node, End, 0) end),
+    rate(lists:sum(Calls), Start).
+
+-spec spin_until(node(), integer(), non_neg_integer()) -> non_neg_integer().
+spin_until(Node, End, Calls) ->
+    {ok, 49995000} = gen_server:call({py, Node}, {call, bench_spin, spin, [10000]}, ?TIMEOUT_MS),
+    case erlang:monotonic_time(microsecond) < End of
+        true -> spin_until(Node, End, Calls + 1);
+        false -> Calls + 1
+    end.
 
 %% The values of a function run by so many processes at once. The first failure is ours.
 -spec in_processes(pos_integer(), fun(() -> Value)) -> [Value].

@@ -583,6 +583,36 @@ def codec(scale: Scale) -> None:
         raise BenchError(f"bench_codec: exited with {done.returncode}\n{done.stderr}")
 
 
+def processes(cluster: Cluster, scale: Scale) -> None:
+    """The same calls run by the node's own process, by one worker process, by two."""
+    kinds = {"0": "'none@127.0.0.1'", "1": "'one@127.0.0.1'", "2": "'two@127.0.0.1'"}
+    for count, node in kinds.items():
+        name = node.strip("'").removesuffix("@127.0.0.1")
+        cluster.node(name, "--processes", count, "--path", str(HERE), "--import", "bench_spin")
+    ms = scale.milliseconds
+    commands: dict[str, str] = {}
+    for count, node in kinds.items():
+        commands |= {
+            f"spin {count}": f"spinners, {node}, 8, {ms}",
+            f"callers {count}": f"callers, py, {node}, 50, {ms}",
+            f"gen {count}": f"callers, gen, {node}, 50, {ms}",
+            f"lone {count}": f"latency, gen, {node}, {scale.calls}",
+        }
+    got = rounds(cluster, scale.rounds, commands)
+    for count in ("1", "2"):
+        beside = f"--processes {count}"
+        for key, what in (
+            ("spin", "8 callers of 1 ms of pure Python"),
+            ("callers", "py:call of math.sqrt by 50 callers"),
+            ("gen", "bare gen_server:call by 50 callers"),
+        ):
+            ours, base = got[f"{key} {count}"]["rate"], got[f"{key} 0"]["rate"]
+            compared(f"{what}, {beside}", ours, base, "/s", "one process")
+        for quantile in ("p50", "p99"):
+            ours, base = got[f"lone {count}"][quantile], got["lone 0"][quantile]
+            compared(f"lone gen_server:call, {quantile}, {beside}", ours, base, "us", "one process")
+
+
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
@@ -595,6 +625,7 @@ GROUPS = {
     "stopped": stopped,
     "opened": opened,
     "idle": idle,
+    "processes": processes,
 }
 LOOP = "loop"
 
