@@ -97,6 +97,7 @@ void Router::attach(dist::Node& node) {
 
 void Router::drain() {
   draining_ = true;
+  last_refused_ = std::chrono::steady_clock::now();
   channels_.drain();
   for (const auto& [id, pids] : greeters_) {
     const dist::LinkPtr link = node_->find_link(id);
@@ -420,7 +421,7 @@ void Router::on_batch(dist::Link& link, const etf::PidView& sender, dist::Incomi
   }
   if (draining_) {
     for (const auto& call : calls) refuse(*call, "draining");
-    metrics_.refused(CallMetrics::Refusal::kDraining, calls.size());
+    note_draining(calls.size());
     return answers_.flush();
   }
   const std::size_t taken = pool_.push_all(calls);
@@ -450,6 +451,11 @@ void Router::refuse_item(const dist::LinkPtr& link, const etf::PidView& from, et
   answers_.flush();
 }
 
+void Router::note_draining(std::size_t calls) {
+  metrics_.refused(CallMetrics::Refusal::kDraining, calls);
+  last_refused_ = std::chrono::steady_clock::now();
+}
+
 // One that nobody else has; what it holds is not kept for as long as it is remembered.
 void Router::refuse(const Call& call, std::string_view reason) {
   answers_.refuse(call, reason);
@@ -458,7 +464,7 @@ void Router::refuse(const Call& call, std::string_view reason) {
 
 void Router::submit(CallPtr call) {
   if (draining_ && call->kind != Call::Kind::kFreeNamespace) {
-    metrics_.refused(CallMetrics::Refusal::kDraining);
+    note_draining(1);
     refuse(*call, "draining");
     return answers_.flush();
   }
@@ -482,6 +488,7 @@ void Router::on_no_memory(dist::Link& link, const etf::PidView* from, etf::Bytes
 // Calls and batches of them; everything else has bounds of its own, or nobody to tell.
 bool Router::can_refuse(etf::Bytes first_fragment) const {
   etf::Reader in(first_fragment);
+  // Past the control tuple. What cannot be read is nobody's call: the link decides about it.
   if (auto control = in.skip(); !control) return false;
   if (auto arity = in.tuple(); !arity) return false;
   auto label = in.atom();
@@ -601,7 +608,7 @@ void Router::on_demonitor(const dist::RefKey& ref, dist::Process*) {
 std::optional<std::string_view> Router::refuse_spawn(dist::Link& link,
                                                      const dist::SpawnRequest& request) {
   if (draining_) {
-    metrics_.refused(CallMetrics::Refusal::kDraining);
+    note_draining(1);
     return "draining";
   }
   if (pool_.full()) {

@@ -6,6 +6,7 @@
 //   demonitor, {cancel, Id}, lost link ──▶ cancel what nobody waits for any more
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <string>
 #include <unordered_map>
@@ -37,6 +38,8 @@ class Router final : public dist::NodeDelegate {
   // The answer to {hello, _}, an encoded map.
   void set_hello(etf::Buffer map) { hello_ = std::move(map); }
   void drain();
+  // When the last request came that was refused for it, or when that began.
+  std::chrono::steady_clock::time_point last_refused() const { return last_refused_; }
   std::size_t in_flight();
   // Watches the process with this encoded pid; its namespace is freed when it ends.
   void watch_caller(const std::string& pid);
@@ -78,6 +81,7 @@ class Router final : public dist::NodeDelegate {
   void refuse_unread(dist::Link& link, const etf::PidView* from, etf::Bytes beginning,
                      std::string_view reason, CallMetrics::Refusal why);
   bool has_memory_for(dist::Link& link, const etf::PidView* from, const dist::Incoming& message);
+  void note_draining(std::size_t calls);
   void refuse(const Call& call, std::string_view reason);
   void submit(CallPtr call);
   void remember(const CallPtr& call);
@@ -99,6 +103,7 @@ class Router final : public dist::NodeDelegate {
   dist::ProcessId py_ = 0;
   etf::Buffer hello_;
   bool draining_ = false;
+  std::chrono::steady_clock::time_point last_refused_;
   // Calls somebody may still take back, by the reference or the id the asker knows them by.
   std::unordered_map<dist::RefKey, CallPtr, dist::KeyHash> in_flight_;
   std::size_t sweep_at_ = 512;

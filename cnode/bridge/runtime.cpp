@@ -14,6 +14,12 @@ Runtime* g_runtime = nullptr;  // set and cleared under the GIL
 
 constexpr std::size_t kMessagesAtOnce = 1000;
 
+// Peers go on asking until they have heard that we drain. A request that is on its way when its link
+// closes would be lost, with nobody to say whether it had begun; so links stay until none has come
+// for a moment, and no longer than somebody who never listens may keep us.
+constexpr std::chrono::milliseconds kQuiet{300};
+constexpr std::chrono::milliseconds kQuietAtMost{2'000};
+
 }  // namespace
 
 Runtime* Runtime::current() { return g_runtime; }
@@ -214,17 +220,18 @@ void Runtime::drain(std::chrono::milliseconds limit, std::function<void()> done)
   drained_ = std::move(done);
   router_->drain();
   node_->stop_accepting();
-  wait_for_idle(std::chrono::steady_clock::now() + limit);
+  const auto now = Clock::now();
+  wait_for_idle(now + limit, now + std::min(limit, kQuietAtMost));
 }
 
-void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
+void Runtime::wait_for_idle(Clock::time_point until, Clock::time_point quiet_until) {
   const std::size_t left = router_->in_flight() + runner_->waiting() + runner_->busy();
   const bool idle =
       left == 0 && !channels_->has_outgoing() && !answers_->dirty() && node_->links_flushed();
-  if (!idle && std::chrono::steady_clock::now() < until) {
+  if (idle ? !is_quiet(quiet_until) : Clock::now() < until) {
     drain_timer_.expires_after(std::chrono::milliseconds(10));
-    drain_timer_.async_wait([this, until](asio::error_code error) {
-      if (!error) wait_for_idle(until);
+    drain_timer_.async_wait([this, until, quiet_until](asio::error_code error) {
+      if (!error) wait_for_idle(until, quiet_until);
     });
     return;
   }
@@ -233,6 +240,11 @@ void Runtime::wait_for_idle(std::chrono::steady_clock::time_point until) {
                  channels_->has_outgoing() ? " and channels nobody received from" : "");
   node_->close_links("the node stops");
   asio::post(reactor_, [this] { drained_(); });
+}
+
+bool Runtime::is_quiet(Clock::time_point until) const {
+  const auto now = Clock::now();
+  return now >= until || now - router_->last_refused() >= kQuiet || node_->peers().empty();
 }
 
 void Runtime::stop() {

@@ -4,6 +4,7 @@
 #include <asio/io_context.hpp>
 #include <asio/steady_timer.hpp>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -45,8 +46,8 @@ class Runtime {
   // Without the GIL, before the reactor runs. Throws std::runtime_error naming the setting at
   // fault.
   void start(std::function<void(std::string)> fatal);
-  // Reactor: refuses new work, waits until what was accepted is answered or the time is up, closes
-  // the links, then calls `done`.
+  // Reactor: refuses new work, waits until what was accepted is answered and requests have ceased to
+  // come, or the time is up, closes the links, then calls `done`.
   void drain(std::chrono::milliseconds limit, std::function<void()> done);
   // Without the GIL, after the reactor has stopped.
   void stop();
@@ -73,7 +74,9 @@ class Runtime {
   static Runtime* current();
 
  private:
-  void wait_for_idle(std::chrono::steady_clock::time_point until);
+  using Clock = std::chrono::steady_clock;
+  void wait_for_idle(Clock::time_point until, Clock::time_point quiet_until);
+  bool is_quiet(Clock::time_point until) const;
   void hand_over(const PyProcessPtr& process);
   void run_job(const CallPtr& call);
   etf::Buffer hello() const;

@@ -56,6 +56,8 @@ groups() ->
        sigterm_waits_for_coroutines_and_casts,
        sigint_stops_an_idle_node_with_0,
        sigterm_lets_channels_run_dry,
+       a_node_that_has_nothing_left_still_answers_what_was_on_its_way,
+       a_peer_that_never_stops_asking_does_not_keep_a_node,
        a_drain_that_takes_too_long_is_cut_short,
        a_second_sigterm_stops_at_once_with_4,
        the_end_of_standard_input_stops_a_node_that_was_told_so,
@@ -656,6 +658,35 @@ sigint_stops_an_idle_node_with_0(Config) ->
     #{program := Program} = sw_e2e:start_node(context(Config)),
     ok = sw_e2e:send_signal(Program, "INT"),
     ?assertEqual(0, sw_e2e:await_exit(Program, 5000)).
+
+a_node_that_has_nothing_left_still_answers_what_was_on_its_way(Config) ->
+    #{name := Name, program := Program} = sw_e2e:start_node(context(Config)),
+    {ok, 4.0} = call(Config, Name, {call, math, sqrt, [16.0]}),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    _ = sw_e2e:wait_line(Program, "draining"),
+    [begin
+         timer:sleep(100),
+         ?assertEqual({error, draining}, call(Config, Name, {call, math, sqrt, [16.0]}))
+     end || _ <- lists:seq(1, 5)],
+    ?assertEqual(0, sw_e2e:await_exit(Program, 5000)).
+
+a_peer_that_never_stops_asking_does_not_keep_a_node(Config) ->
+    #{name := Name, program := Program} = sw_e2e:start_node(context(Config)),
+    {ok, 4.0} = call(Config, Name, {call, math, sqrt, [16.0]}),
+    Asker = sw_e2e:on(proplists:get_value(beam, Config), fun() ->
+        spawn(fun() -> keep(catch ask_on(Name)) end)
+    end),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    ?assertEqual(0, sw_e2e:await_exit(Program, 6000)),
+    ?assertMatch({'EXIT', {{nodedown, Name}, _}}, sw_e2e:on(proplists:get_value(beam, Config), fun() ->
+        Asker ! {get, self()},
+        receive {Asker, What} -> What end
+    end)).
+
+ask_on(Name) ->
+    _ = gen_server:call({py, Name}, {call, math, sqrt, [16.0]}),
+    timer:sleep(20),
+    ask_on(Name).
 
 a_drain_that_takes_too_long_is_cut_short(Config) ->
     #{name := Name, program := Program} =

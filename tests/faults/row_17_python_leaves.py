@@ -34,6 +34,7 @@ def body(world: World) -> str:
     down = beam.sees("down", node, killed, 3)
     equal(down.reason, "connection_closed", "the reason")
     again = host.node("forker")
+    beam.sees("up", again, killed)
     beam.ask(f"py:call({again}, faulty, ready, [])").is_('{ok,<<"ready">>}')
 
     node = host.node(None, "--import", "deaf")
