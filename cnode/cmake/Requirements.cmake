@@ -18,6 +18,8 @@ if(NOT TOMLPLUSPLUS_INCLUDE_DIR)
   list(APPEND _missing libtomlplusplus-dev)
 endif()
 _require(Asio libasio-dev)
+_require(Llhttp libllhttp-dev)  # Debian 12 has none: tests/run/llhttp
+_require(Wslay libwslay-dev)
 _require(ErlInterface erlang-dev)
 if(CNODE_WHEEL)
   _require(Python3 python3-dev 3.11 COMPONENTS Interpreter Development.Module)

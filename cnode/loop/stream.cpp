@@ -578,7 +578,7 @@ PyObject* writelines(PyObject* self, PyObject* list) {
   }
   if (count > 1) {
     // One bytes: the pieces are mostly small, and joining them is cheaper than a list of them.
-    joined = PyObject_CallMethod(stream.state().empty_bytes, "join", "O", items);
+    joined = PyObject_CallMethod(stream.state().empty_bytes, "join", "(O)", items);
   } else if (count == 1) {
     joined = Py_NewRef(PySequence_Fast_GET_ITEM(items, 0));
   }

@@ -14,6 +14,7 @@
 #include "cnode/bridge/native_module.hpp"
 #include "cnode/loop/module.hpp"
 #include "cnode/py/error.hpp"
+#include "cnode/web/module.hpp"
 
 namespace node_main {
 namespace {
@@ -115,7 +116,8 @@ void start_interpreter(const Config& config) {
   const std::string package = package_directory();
   if (!config.venv.empty()) check_venv(config.venv);
   if (PyImport_AppendInittab(kBuiltIn, PyInit__native) < 0 ||
-      PyImport_AppendInittab(loop::kBuiltIn, PyInit__core) < 0)
+      PyImport_AppendInittab(loop::kBuiltIn, PyInit__core) < 0 ||
+      PyImport_AppendInittab(web::kBuiltIn, PyInit__http) < 0)
     throw ConfigError("python: no memory");
 
   PyConfig python;

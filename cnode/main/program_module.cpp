@@ -1,7 +1,7 @@
 // The module `sidewinder._program`: the node for an interpreter that runs already, which is how
-// `python -m sidewinder` does it. `erlang._native` and `erlang_loop._core` are in this shared
-// object, too, since node, codec and loop have to be of one piece (python/sidewinder/__main__.py
-// puts them where they are looked for).
+// `python -m sidewinder` does it. `erlang._native`, `erlang_loop._core` and `erlang_web._http` are
+// in this shared object, too, since node, codec and loop have to be of one piece
+// (python/sidewinder/__main__.py puts them where they are looked for).
 #include "cnode/py/python.hpp"
 
 #include <cstdio>
@@ -12,6 +12,7 @@
 #include "cnode/loop/module.hpp"
 #include "cnode/main/program.hpp"
 #include "cnode/py/error.hpp"
+#include "cnode/web/module.hpp"
 
 namespace {
 
@@ -50,7 +51,7 @@ PyMethodDef methods[] = {
 };
 
 // The other two modules of this shared object are found in it by name.
-[[maybe_unused]] PyObject* (*const others[])() = {PyInit__native, PyInit__core};
+[[maybe_unused]] PyObject* (*const others[])() = {PyInit__native, PyInit__core, PyInit__http};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           "_program",

@@ -16,12 +16,12 @@ except ImportError as error:  # a checkout where pip has not built it, or a libr
 
 
 class _Parts(importlib.abc.MetaPathFinder):
-    """Finds codec and loop in the node's own shared object: all three share what they know.
+    """Finds codec, loop and web server in the node's own shared object: all three share what they know.
 
-    Alone, `erlang` and `erlang_loop` load one of their own each.
+    Alone, each package loads one of its own.
     """
 
-    names = ("erlang._native", "erlang_loop._core")
+    names = ("erlang._native", "erlang_loop._core", "erlang_web._http")
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
