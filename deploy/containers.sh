@@ -40,7 +40,9 @@ podman() { CONTAINERS_CONF=$work/containers.conf command podman "$@"; }
 image() {
     podman info >"$work/podman.log" 2>&1 || skip "podman does not run here: $(tail -n 1 "$work/podman.log")"
     buildah inspect --type image localhost/sidewinder-base >/dev/null 2>&1 || "$root/deploy/docker/base" || exit 1
+    # What this machine trusts, for the one thing that does not come from Debian.
     buildah bud --isolation chroot --layers --build-arg BASE=localhost/sidewinder-base \
+        --volume "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}:/etc/ssl/certs/ca-certificates.crt:ro" \
         --ignorefile "$root/deploy/docker/Dockerfile.dockerignore" -f "$root/deploy/docker/Dockerfile" -t "$image" "$root" \
         >"$work/image.log" 2>&1
 }

@@ -11,7 +11,7 @@ set(debian ${PROJECT_SOURCE_DIR}/deploy/debian)
 set(generated ${PROJECT_BINARY_DIR}/package)
 
 install(TARGETS sidewinder RUNTIME DESTINATION bin)
-cnode_install_packages(lib/sidewinder/python erlang erlang_loop)
+cnode_install_packages(lib/sidewinder/python erlang erlang_loop erlang_web)
 install(DIRECTORY ${CNODE_APPLICATION}/ebin DESTINATION lib/erlang/lib/sidewinder-${PROJECT_VERSION})
 install(FILES ${PROJECT_SOURCE_DIR}/deploy/systemd/sidewinder.service DESTINATION lib/systemd/system)
 install(FILES ${PROJECT_SOURCE_DIR}/deploy/systemd/sidewinder.toml DESTINATION /etc/sidewinder)

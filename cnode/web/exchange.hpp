@@ -170,6 +170,7 @@ class SocketExchange final : public Exchange, public Frames::Sink {
   void ended() override;
   void failed() override;
   void accept(PyObject* message);
+  void add_message(Frames::Kind kind, std::string_view bytes);
   void deny_begin(PyObject* message);
   void deny_body(PyObject* message);
   void send_message(PyObject* message);

@@ -63,14 +63,13 @@ void Frames::feed(std::string_view bytes) {
   const int status = wslay_event_recv(context_);
   input_ = {};
   flush();
-  if (status != 0) failed_ = true;  // no memory
+  if (status != 0) failed_ = true;  // a frame that is none, or no memory
   // wslay says what is wrong with a frame in a close frame of its own and reads no more.
   const bool reads = wslay_event_get_read_enabled(context_) != 0;
-  if ((failed_ || !reads) && !std::exchange(told_, true))
-    sink_.on_close(wslay_event_get_close_sent(context_) != 0
-                       ? wslay_event_get_status_code_sent(context_)
-                       : 1006,
-                   {});
+  if ((!failed_ && reads) || std::exchange(told_, true)) return;
+  const auto code = failed_ ? std::uint16_t{WSLAY_CODE_PROTOCOL_ERROR}
+                            : wslay_event_get_status_code_sent(context_);
+  sink_.on_close(code, {});
 }
 
 void Frames::message(const wslay_event_on_msg_recv_arg& arg) {

@@ -204,9 +204,18 @@ void SocketExchange::deny_body(PyObject* message) {
   connection().cut();
 }
 
+// wslay, which calls this, is C: no exception may pass it.
 void SocketExchange::on_message(Frames::Kind kind, std::string_view bytes) {
-  State& names = state();
   if (stage_ != Stage::kOpen) return;
+  try {
+    add_message(kind, bytes);
+  } catch (const py::Error& error) {
+    connection().frames()->fail(1011);
+  }
+}
+
+void SocketExchange::add_message(Frames::Kind kind, std::string_view bytes) {
+  State& names = state();
   py::Ref event = py::check(PyDict_New());
   py::check_status(PyDict_SetItem(event.get(), names.names.type, names.names.websocket_receive));
   if (kind == Frames::Kind::kText) {
