@@ -14,9 +14,9 @@ Runtime* g_runtime = nullptr;  // set and cleared under the GIL
 
 constexpr std::size_t kMessagesAtOnce = 1000;
 
-// Peers go on asking until they have heard that we drain. A request that is on its way when its link
-// closes would be lost, with nobody to say whether it had begun; so links stay until none has come
-// for a moment, and no longer than somebody who never listens may keep us.
+// Peers go on asking until they have heard that we drain. A request that is on its way when its
+// link closes would be lost, with nobody to say whether it had begun; so links stay until none has
+// come for a moment, and no longer than somebody who never listens may keep us.
 constexpr std::chrono::milliseconds kQuiet{300};
 constexpr std::chrono::milliseconds kQuietAtMost{2'000};
 

@@ -46,8 +46,8 @@ class Runtime {
   // Without the GIL, before the reactor runs. Throws std::runtime_error naming the setting at
   // fault.
   void start(std::function<void(std::string)> fatal);
-  // Reactor: refuses new work, waits until what was accepted is answered and requests have ceased to
-  // come, or the time is up, closes the links, then calls `done`.
+  // Reactor: refuses new work, waits until what was accepted is answered and requests have ceased
+  // to come, or the time is up, closes the links, then calls `done`.
   void drain(std::chrono::milliseconds limit, std::function<void()> done);
   // Without the GIL, after the reactor has stopped.
   void stop();
