@@ -46,4 +46,4 @@ matrix:          # the tests on Debian 13 and sid, in throw-away roots
 	@tests/matrix/run
 
 clean:
-	rm -rf build build-perf build-asan build-tsan build-fuzz build-tidy build-wheel-* build-deb _build python/erlang/*.so python/erlang_loop/*.so
+	rm -rf build build-perf build-asan build-tsan build-fuzz build-tidy build-wheel-* build-deb _build python/erlang/*.so python/erlang_loop/*.so python/erlang_web/*.so

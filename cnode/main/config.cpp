@@ -154,7 +154,7 @@ std::string filled_in(const std::string& setting, const std::string& text) {
 }
 
 void fill_in(Config& config) {
-  for (const char* setting : {"name", "sname", "listen", "peer", "home", "admin"}) {
+  for (const char* setting : {"name", "sname", "listen", "peer", "home", "admin", "bind"}) {
     for (std::string& value : config.values.at(setting).values) value = filled_in(setting, value);
   }
 }
@@ -339,7 +339,38 @@ std::map<std::string, FileValue> read_file(const CLI::Option& option,
   return file;
 }
 
-void read_values(Config& config, int argc, char** argv) {
+// `sidewinder serve MODULE:ATTRIBUTE`: another way to say some of the settings, which all may stand
+// behind it.
+class ServeCommand {
+ public:
+  explicit ServeCommand(CLI::App& app)
+      : command_(*app.add_subcommand("serve", "serve a web application over HTTP")) {
+    command_.fallthrough();
+    command_.footer("Every setting of sidewinder --help may follow, such as --bind and --mount.");
+    command_.add_option("application", application_,
+                        "MODULE:ATTRIBUTE, or MODULE:FACTORY() [the setting serve]");
+    auto* asgi = command_.add_flag("--asgi", asgi_, "the same as --interface asgi");
+    command_.add_flag("--wsgi", wsgi_, "the same as --interface wsgi")->excludes(asgi);
+  }
+
+  bool given() const { return command_.parsed(); }
+  // The value it has for a setting; nothing if it says nothing of it.
+  std::optional<std::string> value_of(std::string_view setting) const {
+    if (setting == "serve" && !application_.empty()) return application_;
+    if (setting == "interface" && asgi_) return "asgi";
+    if (setting == "interface" && wsgi_) return "wsgi";
+    return std::nullopt;
+  }
+
+ private:
+  CLI::App& command_;
+  std::string application_;
+  bool asgi_ = false;
+  bool wsgi_ = false;
+};
+
+// Whether the command line says `serve`.
+bool read_values(Config& config, int argc, char** argv) {
   CLI::App app("Sidewinder: Python as a node of an Erlang cluster", "sidewinder");
   app.set_version_flag("--version", std::string("sidewinder ") + SIDEWINDER_VERSION);
   app.add_flag("--print-config", config.print,
@@ -373,6 +404,7 @@ void read_values(Config& config, int argc, char** argv) {
                                                             : CLI::MultiOptionPolicy::TakeLast);
     options[setting.name] = option;
   }
+  const ServeCommand serve(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -384,7 +416,9 @@ void read_values(Config& config, int argc, char** argv) {
     Value value;
     const std::string variable = variable_of(setting);
     const auto in_file = file.find(setting.name);
-    if (options[setting.name]->count() > 0) {
+    if (const auto said = serve.value_of(setting.name)) {
+      value = {{*said}, "serve"};
+    } else if (options[setting.name]->count() > 0) {
       value = {given[setting.name], "flag"};
     } else if (const char* text = environment(variable.c_str()); text != nullptr && *text != '\0') {
       value.origin = variable;
@@ -406,6 +440,59 @@ void read_values(Config& config, int argc, char** argv) {
     }
     config.values[setting.name] = std::move(value);
   }
+  return serve.given();
+}
+
+std::string one_of(const Config& config, const std::string& name,
+                   std::initializer_list<const char*> choices) {
+  const std::string& text = one(config, name);
+  std::string told;
+  for (const char* choice : choices) {
+    if (text == choice) return text;
+    told += (told.empty() ? "" : ", ") + std::string(choice);
+  }
+  throw ConfigError(name + ": '" + text + "' is none of " + told);
+}
+
+// Nothing if there is nothing to serve.
+std::optional<WebConfig> read_web(const Config& config) {
+  WebConfig web;
+  if (const std::string& application = one(config, "serve"); !application.empty())
+    web.mounts.emplace_back("", application);
+  for (const auto& mount : config.values.at("mount").values) {
+    const std::size_t equals = mount.find('=');
+    if (equals == std::string::npos || equals == 0 || mount.front() != '/')
+      throw ConfigError("mount: '" + mount + "' is not /PREFIX=MODULE:ATTRIBUTE");
+    web.mounts.emplace_back(mount.substr(0, equals), mount.substr(equals + 1));
+  }
+  web.bind = config.values.at("bind").values;
+  web.texts = {{"interface", one_of(config, "interface", {"auto", "asgi", "wsgi"})},
+               {"lifespan", one_of(config, "lifespan", {"auto", "on", "off"})},
+               {"tls_cert", home_path(one(config, "web-tls-cert"))},
+               {"tls_key", home_path(one(config, "web-tls-key"))}};
+  const std::string& header = one(config, "web-server-header");
+  web.texts.emplace_back("server_header", header == "none" ? "" : header);
+  web.switches = {{"access_log", on_or_off(config, "access-log")},
+                  {"proxy_protocol", on_or_off(config, "proxy-protocol")},
+                  {"compress", on_or_off(config, "web-compress")}};
+  constexpr std::uint64_t kGibibyte = 1 << 30;
+  const auto limit = [&](const char* name, const char* setting, std::uint64_t low,
+                         std::uint64_t high) {
+    web.numbers.emplace_back(name, number(config, setting, low, high));
+  };
+  limit("backlog", "web-backlog", 1, 65'535);
+  limit("max_line", "web-max-line", 16, kGibibyte);
+  limit("max_head", "web-max-head", 16, kGibibyte);
+  limit("max_headers", "web-max-headers", 1, 65'535);
+  limit("max_body", "web-max-body", 0, std::uint64_t{1} << 62);
+  limit("max_message", "web-max-message", 1, kGibibyte);
+  limit("head_seconds", "web-head-timeout", 1, 86'400);
+  limit("idle_seconds", "web-idle-timeout", 1, 86'400);
+  limit("body_seconds", "web-body-timeout", 1, 86'400);
+  limit("ping_seconds", "web-ping", 0, 86'400);
+  limit("wsgi_threads", "wsgi-threads", 1, 1'024);
+  if (web.mounts.empty()) return std::nullopt;
+  return web;
 }
 
 // What the interpreter and those who call into it go by: in the node and in its worker processes.
@@ -451,8 +538,8 @@ const std::vector<Setting>& settings() {
   static const std::vector<Setting> table{
       {"name", "",
        "node name with a full host name or address: NAME@HOST; may contain {hostname}, {fqdn}, "
-       "{pod_ip}, {pod_ip_dashed}, {pod_name}, {pod_namespace}, as may listen, peer, home and "
-       "admin; "
+       "{pod_ip}, {pod_ip_dashed}, {pod_name}, {pod_namespace}, as may listen, peer, home, admin "
+       "and bind; "
        "'undefined': the first peer we dial names us"},
       {"sname", "", "node name with a short host name: NAME or NAME@HOST; 'undefined' as above"},
       {"config", "", "file of these settings, TOML, or JSON if it ends with .json"},
@@ -519,6 +606,53 @@ const std::vector<Setting>& settings() {
       {"admin", "",
        "address and port of /livez, /readyz, /startupz and /metrics: ADDRESS:PORT, or PORT on the "
        "loopback [off]"},
+      {"serve", "",
+       "web application to serve over HTTP, ASGI or WSGI: MODULE:ATTRIBUTE, or MODULE:FACTORY(); "
+       "sidewinder serve says the same; without a name the program is no node then"},
+      {"mount", "",
+       "application for the paths below a prefix: /PREFIX=MODULE:ATTRIBUTE; may be repeated",
+       Kind::kList},
+      {"bind", "127.0.0.1:8000",
+       "where the web server listens: HOST:PORT, [ADDRESS]:PORT, :PORT for all addresses, or "
+       "unix:PATH; may be repeated",
+       Kind::kList},
+      {"interface", "auto", "what the applications are: auto, asgi or wsgi"},
+      {"lifespan", "auto",
+       "auto: applications are told of start and end if they understand it; on: they have to; off: "
+       "they are not told"},
+      {"access-log", "off",
+       "a line of the log for each request, in the common log format, with the seconds it took",
+       Kind::kSwitch},
+      {"proxy-protocol", "off",
+       "on: every web connection begins with a PROXY header, version 1 or 2, which says who the "
+       "client is",
+       Kind::kSwitch},
+      {"web-tls-cert", "",
+       "PEM file of the web server's certificate, with those between it and the authority's; with "
+       "it it speaks HTTPS; this file and the key's are read anew when they change"},
+      {"web-tls-key", "", "PEM file of the key of that certificate"},
+      {"web-server-header", "sidewinder", "the Server header of answers; none: there is none"},
+      {"web-backlog", "2048", "web connections that may wait to be accepted"},
+      {"web-max-line", "8192", "longest request line, in bytes; a longer one is answered with 414"},
+      {"web-max-head", "65536",
+       "longest head of a request, in bytes; a longer one is answered with 431"},
+      {"web-max-headers", "128", "most headers of a request; more are answered with 431"},
+      {"web-max-body", "0",
+       "largest body of a request, in bytes; a larger one is answered with 413; 0: no bound, as "
+       "bodies are streamed"},
+      {"web-max-message", "16777216",
+       "largest WebSocket message, in bytes; a larger one ends the connection with 1009"},
+      {"web-head-timeout", "10",
+       "seconds a client has to send the head of a request, after which it is answered with 408"},
+      {"web-idle-timeout", "5", "seconds a connection may wait for its next request"},
+      {"web-body-timeout", "30",
+       "seconds without a byte after which a client is cut off that should send its body or read "
+       "its answer"},
+      {"web-ping", "20",
+       "seconds between pings to a WebSocket, which is closed if it says nothing for as long "
+       "again; 0: no pings"},
+      {"web-compress", "on", "whether WebSockets may use permessage-deflate", Kind::kSwitch},
+      {"wsgi-threads", "8", "threads for WSGI applications, one for each request that is running"},
       {"log-level", "info", "trace, debug, info, warning, error, critical or off"},
       {"log-format", "text", "text or json"},
   };
@@ -554,13 +688,13 @@ void read_memory(Config& config) {
 
 }  // namespace
 
-Config read_config(int argc, char** argv) {
-  Config config;
-  read_values(config, argc, argv);
-  fill_in(config);
+namespace {
+
+// A program that only serves has the name that a BEAM without distribution has.
+constexpr const char* kNoNode = "nonode@nohost";
+
+void read_node(Config& config) {
   auto& node = config.runtime.node;
-  config.runtime.version = SIDEWINDER_VERSION;
-  read_python(config);
   node.name = node_name(config);
   auto cookie = std::make_shared<Cookie>(find_cookie(config));
   node.cookie = cookie->current();
@@ -582,6 +716,37 @@ Config read_config(int argc, char** argv) {
     throw ConfigError("dist-port: without epmd a node needs a fixed port or a --peer");
   }
   read_epmd_address(config);
+}
+
+void read_no_node(Config& config) {
+  if (!config.values.at("peer").values.empty())
+    throw ConfigError("peer: a program without a name connects to nobody; give --name or --sname");
+  auto& node = config.runtime.node;
+  node.name = kNoNode;
+  node.listens = false;
+  node.epmd_use = dist::EpmdUse::kNone;
+  node.current_cookie = [] { return std::string(); };
+}
+
+}  // namespace
+
+Config read_config(int argc, char** argv) {
+  Config config;
+  const bool serve = read_values(config, argc, argv);
+  fill_in(config);
+  auto& node = config.runtime.node;
+  config.runtime.version = SIDEWINDER_VERSION;
+  read_python(config);
+  config.web = read_web(config);
+  if (serve && !config.web)
+    throw ConfigError("serve: an application is needed: sidewinder serve MODULE:ATTRIBUTE");
+  // Where those who serve look for their application; what --path says comes first.
+  if (config.web) config.paths.push_back(std::filesystem::current_path().string());
+  config.distributed = !config.web || !one(config, "name").empty() || !one(config, "sname").empty();
+  if (config.distributed)
+    read_node(config);
+  else
+    read_no_node(config);
   node.max_message = number(config, "max-message", 1, 1024) << 20;
   read_memory(config);
   node.ticktime = std::chrono::seconds(number(config, "ticktime", 1, 86'400));
@@ -665,6 +830,14 @@ void check_files(const Config& config) {
     if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
       throw ConfigError(std::string(setting) + ": '" + path + "' is no folder");
   };
+  const auto check_file = [](const char* setting, const std::string& path) {
+    if (!path.empty() && access(path.c_str(), R_OK) != 0)
+      throw ConfigError(std::string(setting) + ": cannot read '" + path + "'");
+  };
+  if (config.web) {
+    for (const char* setting : {"web-tls-cert", "web-tls-key"})
+      check_file(setting, home_path(one(config, setting)));
+  }
   if (!config.venv.empty()) check("venv", config.venv);
   for (const auto& path : config.paths) check("path", path);
 }

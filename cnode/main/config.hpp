@@ -8,7 +8,9 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cnode/base/log.hpp"
@@ -31,6 +33,15 @@ struct Value {
   std::string origin = "default";
 };
 
+// What the web server serves, where and how; by the names of erlang_web.Options.
+struct WebConfig {
+  std::vector<std::pair<std::string, std::string>> mounts;  // prefix, MODULE:ATTRIBUTE
+  std::vector<std::string> bind;
+  std::vector<std::pair<const char*, std::string>> texts;
+  std::vector<std::pair<const char*, bool>> switches;
+  std::vector<std::pair<const char*, std::uint64_t>> numbers;
+};
+
 struct Config {
   std::map<std::string, Value> values;
 
@@ -42,6 +53,8 @@ struct Config {
   base::LogFormat log_format = base::LogFormat::kText;
   std::string none_atom;
   std::string admin;
+  std::optional<WebConfig> web;  // where there is something to serve
+  bool distributed = true;       // a program that only serves is no node
   std::chrono::milliseconds drain{20'000};
   bool print = false;
   bool check = false;

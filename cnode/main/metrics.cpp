@@ -217,6 +217,19 @@ void write_workers(Exposition& out, bridge::Runtime& runtime) {
   out.gauge("channels", "Open channels.", number(runtime.channels().open()));
 }
 
+void write_web(Exposition& out, const WebServer::Counters& web) {
+  out.gauge("web_connections", "Connections to the web server.", number(web.connections));
+  out.gauge("web_requests", "HTTP requests that are being answered.", number(web.requests));
+  out.gauge("web_websockets", "WebSockets that are open.", number(web.websockets));
+  out.counter("web_requests_total", "HTTP requests that reached an application.",
+              number(web.requests_total));
+  out.counter("web_refused_total", "HTTP requests the web server refused itself.",
+              number(web.refused_total));
+  out.counter("web_bytes_total", "Bytes of the web server's connections.");
+  out.sample({{"dir", "in"}}, number(web.bytes_in_total));
+  out.sample({{"dir", "out"}}, number(web.bytes_out_total));
+}
+
 }  // namespace
 
 std::string metrics_of(bridge::Runtime& runtime, const ProgramState& program) {
@@ -233,6 +246,7 @@ std::string metrics_of(bridge::Runtime& runtime, const ProgramState& program) {
   write_node(out, runtime.node());
   write_calls(out, runtime.metrics());
   write_workers(out, runtime);
+  if (program.web) write_web(out, *program.web);
   out.gauge("process_resident_memory_bytes", "Resident memory size in bytes.", resident_bytes());
   out.counter("process_cpu_seconds_total", "User and system CPU time spent in seconds.",
               processor_seconds());

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "cnode/main/web_server.hpp"
+
 namespace bridge {
 class Runtime;
 }
@@ -16,6 +18,7 @@ struct ProgramState {
   std::string version;
   bool draining = false;
   std::optional<std::int64_t> certificate_expiry;  // seconds since 1970; none without a certificate
+  std::optional<WebServer::Counters> web;          // where there is a web server
 };
 
 // Reactor thread, without the GIL.

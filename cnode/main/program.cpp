@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <asio/io_context.hpp>
 #include <asio/posix/stream_descriptor.hpp>
@@ -35,6 +36,7 @@
 #include "cnode/main/interpreter.hpp"
 #include "cnode/main/metrics.hpp"
 #include "cnode/main/service_manager.hpp"
+#include "cnode/main/web_server.hpp"
 #include "cnode/main/worker.hpp"
 #include "cnode/py/gil.hpp"
 
@@ -123,6 +125,19 @@ int run(const Config& config, Python python) {
     const auto what = error.describe();
     throw ConfigError("python: " + what.type + ": " + what.message);
   }
+  std::string serve_failed;  // read once the reactor has ended
+  std::unique_ptr<WebServer> web;
+  if (config.web) {
+    WebServer::Hooks hooks;
+    hooks.failed = [&](std::string why) {
+      serve_failed = std::move(why);
+      finish(kBadSetting);
+    };
+    web = std::make_unique<WebServer>(reactor, *runtime, *config.web, std::move(hooks));
+  }
+  const auto ready = [&] {
+    return (!config.distributed || runtime->node().ready()) && (!web || web->serving());
+  };
   PyThreadState* main_thread = PyEval_SaveThread();
 
   asio::signal_set signals(reactor, SIGTERM, SIGINT);
@@ -135,7 +150,17 @@ int run(const Config& config, Python python) {
     spdlog::info("draining: new calls are refused, accepted ones have {} s",
                  std::chrono::duration_cast<std::chrono::seconds>(config.drain).count());
     manager.stopping();
-    runtime->drain(config.drain, [&] { finish(kStopped); });
+    const auto until = std::chrono::steady_clock::now() + config.drain;
+    const auto drain_node = [&, until] {
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+          until - std::chrono::steady_clock::now());
+      runtime->drain(std::max(left, std::chrono::milliseconds(0)), [&] { finish(kStopped); });
+    };
+    // Requests that are running may want the node's peers, so these stay until they are answered.
+    if (web)
+      web->stop(config.drain, drain_node);
+    else
+      drain_node();
   };
   std::function<void()> wait_for_signal = [&] {
     signals.async_wait([&](asio::error_code error, int) {
@@ -151,15 +176,18 @@ int run(const Config& config, Python python) {
   admin_hooks.not_ready = [&] {
     std::vector<std::string> reasons;
     if (draining) reasons.emplace_back("draining");
-    if (!runtime->node().ready()) reasons.emplace_back("not registered with epmd");
+    if (config.distributed && !runtime->node().ready())
+      reasons.emplace_back("not registered with epmd");
+    if (web && !web->serving() && !draining) reasons.emplace_back("the web server does not serve");
     if (const auto* processes = runtime->worker_processes(); processes && processes->alive() == 0)
       reasons.emplace_back("no worker process is ready");
     return reasons;
   };
   admin_hooks.ask_python = [&](std::function<void()> answer) { runtime->loop().post(answer); };
   admin_hooks.metrics = [&] {
-    return metrics_of(*runtime,
-                      {config.runtime.version, draining, runtime->node().certificate_end()});
+    ProgramState state{config.runtime.version, draining, runtime->node().certificate_end(), {}};
+    if (web) state.web = web->counters();
+    return metrics_of(*runtime, state);
   };
   const auto admin = std::make_shared<Admin>(reactor, std::move(admin_hooks));
 
@@ -183,28 +211,33 @@ int run(const Config& config, Python python) {
       const std::uint16_t port = admin->start(Admin::address_of(config.admin));
       spdlog::info("admin: listening on port {}", port);
     }
-    manager.start([&] { return runtime->node().ready(); });
+    manager.start(ready);
   } catch (...) {
     runtime->stop();
     work.reset();
     PyEval_RestoreThread(main_thread);
+    web.reset();
     runtime.reset();
     throw;
   }
-  if (config.runtime.invoker.allow.open()) {
+  if (config.distributed && config.runtime.invoker.allow.open()) {
     spdlog::warn("peers may call everything; restrict them with --allow");
   }
   auto ended = end.get_future();
   std::thread thread([&] { reactor.run(); });
+  if (web) web->start();
   const int code = ended.get();
 
-  if (code == kStoppedAtOnce) _exit(code);
+  // A thread that never leaves an application's code cannot be waited for.
+  if (code == kStoppedAtOnce || (web && web->blocked())) _exit(code);
   runtime->stop();
   reactor.stop();
   thread.join();
-  const bool clean = runtime->pool().replaced() == 0;
+  const bool clean = runtime->pool().replaced() == 0 && (!web || web->clean());
   PyEval_RestoreThread(main_thread);
+  web.reset();
   runtime.reset();
+  if (!serve_failed.empty()) std::fprintf(stderr, "sidewinder: %s\n", serve_failed.c_str());
   // With a thread stuck in native code the interpreter cannot be taken down.
   if (!clean) {
     fflush(nullptr);

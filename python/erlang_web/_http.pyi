@@ -6,7 +6,11 @@ from typing import Any, final
 
 _Event = MutableMapping[str, Any]
 _Application = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[_Event]], Callable[[_Event], Awaitable[None]]],
+    [
+        MutableMapping[str, Any],
+        Callable[[], Awaitable[_Event]],
+        Callable[[_Event], Awaitable[None]],
+    ],
     Awaitable[None],
 ]
 
@@ -47,12 +51,9 @@ class Service:
     def __call__(self) -> asyncio.BufferedProtocol: ...
     def sweep(self) -> None:
         """To be called once a second: cuts off who is late, sends pings."""
-
     def drain(self) -> None:
         """Idle connections close, the others after their answer, WebSockets with 1012."""
-
     def abort(self) -> None:
         """Closes what is left, unsent bytes and all."""
-
     def stats(self) -> dict[str, int]:
         """connections, requests and websockets now; requests_total, refused_total, bytes_in_total, bytes_out_total."""

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <optional>
@@ -203,6 +204,8 @@ TEST_CASE_METHOD(Fixture, "every setting can come from the environment", "[confi
     if (name == "peer-port") value = "4711";
     if (name == "cookie-file") value = cookie;
     if (name == "admin") value = "127.0.0.1:0";
+    if (name == "serve") value = "shop:app";
+    if (name == "mount") value = "/shop=shop:app";
     if (name == "config") value = directory.file("empty.toml", "", 0644);
     const Environment environment{{variable, value}};
     std::vector<std::string> arguments;
@@ -307,6 +310,82 @@ TEST_CASE_METHOD(Fixture, "Erlang's own variables for epmd are honoured", "[conf
   CHECK(config.runtime.node.epmd.host == "::1");
   const Environment wrong{{"ERL_EPMD_PORT", "many"}};
   CHECK(error_with({}) == "ERL_EPMD_PORT: 'many' is no port");
+}
+
+// --- serving
+// -------------------------------------------------------------------------------------
+
+TEST_CASE_METHOD(Fixture, "without an application nothing is served", "[config]") {
+  CHECK_FALSE(with({}).web);
+  CHECK_FALSE(with({"--bind", "127.0.0.1:1", "--wsgi-threads", "3"}).web);
+  CHECK(with({}).distributed);
+}
+
+TEST_CASE_METHOD(Fixture, "serve without a name is no node and needs no cookie", "[config]") {
+  const Config config = read({"serve", "shop:app", "--cookie-file", "/nowhere"});
+  REQUIRE(config.web);
+  CHECK(config.web->mounts == std::vector<std::pair<std::string, std::string>>{{"", "shop:app"}});
+  CHECK(config.values.at("serve").origin == "serve");
+  CHECK_FALSE(config.distributed);
+  CHECK_FALSE(config.runtime.node.listens);
+  CHECK(config.runtime.node.epmd_use == dist::EpmdUse::kNone);
+  CHECK(config.runtime.node.name == "nonode@nohost");
+  CHECK(config.runtime.node.cookie.empty());
+}
+
+TEST_CASE_METHOD(Fixture, "a node with a name serves, too, whichever way it is told what",
+                 "[config]") {
+  for (const auto& way : {std::vector<std::string>{"--serve", "shop:app"},
+                          std::vector<std::string>{"serve", "shop:app"}}) {
+    const Config config = with(way);
+    CHECK(config.web);
+    CHECK(config.distributed);
+    CHECK(config.runtime.node.name == "n@127.0.0.1");
+    CHECK(config.runtime.node.cookie == "secret");
+  }
+}
+
+TEST_CASE_METHOD(Fixture, "what stands behind serve wins over the environment", "[config]") {
+  const Environment environment{{"SIDEWINDER_SERVE", "other:app"},
+                                {"SIDEWINDER_INTERFACE", "asgi"},
+                                {"SIDEWINDER_BIND", "127.0.0.1:1,unix:/x"}};
+  const Config config = read({"serve", "shop:app", "--wsgi", "--mount", "/a=x:y", "--mount",
+                              "/b=x:z()", "--web-body-timeout", "7", "--access-log", "on"});
+  REQUIRE(config.web);
+  CHECK(config.web->mounts == std::vector<std::pair<std::string, std::string>>{
+                                  {"", "shop:app"}, {"/a", "x:y"}, {"/b", "x:z()"}});
+  CHECK(config.web->bind == std::vector<std::string>{"127.0.0.1:1", "unix:/x"});
+  const auto value = [](const auto& pairs, std::string_view name) {
+    for (const auto& [key, found] : pairs)
+      if (key == name) return found;
+    throw std::out_of_range(std::string(name));
+  };
+  CHECK(value(config.web->texts, "interface") == "wsgi");
+  CHECK(value(config.web->numbers, "body_seconds") == 7);
+  CHECK(value(config.web->numbers, "max_head") == 65'536);
+  CHECK(value(config.web->switches, "access_log"));
+  CHECK_FALSE(value(config.web->switches, "proxy_protocol"));
+  CHECK(read({"serve"}).web->mounts.front().second == "other:app");
+}
+
+TEST_CASE_METHOD(Fixture, "the working directory is looked in last of what is said to be",
+                 "[config]") {
+  const auto here = std::filesystem::current_path().string();
+  CHECK(read({"serve", "shop:app", "--path", "/x"}).paths == std::vector<std::string>{"/x", here});
+  CHECK(with({"--path", "/x"}).paths == std::vector<std::string>{"/x"});
+}
+
+TEST_CASE_METHOD(Fixture, "what cannot be served is one line that names the setting", "[config]") {
+  CHECK(error_of({"serve"}) ==
+        "serve: an application is needed: sidewinder serve MODULE:ATTRIBUTE");
+  CHECK(error_with({"--mount", "shop:app"}) == "mount: 'shop:app' is not /PREFIX=MODULE:ATTRIBUTE");
+  CHECK(error_with({"--mount", "=shop:app"}) ==
+        "mount: '=shop:app' is not /PREFIX=MODULE:ATTRIBUTE");
+  CHECK(error_with({"--interface", "fcgi"}) == "interface: 'fcgi' is none of auto, asgi, wsgi");
+  CHECK(error_with({"--lifespan", "x"}) == "lifespan: 'x' is none of auto, on, off");
+  CHECK(error_with({"--wsgi-threads", "0"}) == "wsgi-threads: '0' is no number from 1 to 1024");
+  CHECK(error_of({"serve", "shop:app", "--peer", "p@127.0.0.1"}) ==
+        "peer: a program without a name connects to nobody; give --name or --sname");
 }
 
 // --- the command line itself

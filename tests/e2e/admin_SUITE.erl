@@ -345,8 +345,10 @@ metrics_are_what_prometheus_reads(Config) ->
     lists:foreach(fun family/1, Families),
     {ok, Page} = file:read_file(filename:join(sw_e2e:root(), "docs/operations.md")),
     {match, Told} = re:run(Page, "`((?:sidewinder|process)_[a-z_]+)[`{]", [global, {capture, [1], binary}]),
-    %% Those of worker processes are there with --processes only (processes_SUITE), a certificate's inside TLS (tls_SUITE).
+    %% Those of worker processes are there with --processes only (processes_SUITE), a certificate's inside TLS (tls_SUITE),
+    %% a web server's where there is one (serve_SUITE).
     Always = lists:usort([One || [One] <- Told, string:prefix(One, <<"sidewinder_worker_process">>) =:= nomatch,
+                          string:prefix(One, <<"sidewinder_web_">>) =:= nomatch,
                           One =/= <<"sidewinder_cert_expiry_seconds">>]),
     ?assertEqual(lists:sort(Names), lists:sort(Always)).
 

@@ -374,6 +374,14 @@ def suite_loop() -> Count:
     return count.add(Count(passed=1))
 
 
+def suite_web() -> Count:
+    """The web server under a plain interpreter; then with frameworks, in the environment that has them."""
+    count = pytest("web", PYTHON, "tests/web", "--ignore=tests/web/apps")
+    if any((ROOT / "tests/web/apps").glob("test_*.py")):
+        count.add(pytest("web-apps", ROOT / "build/test-venv/bin/python", "tests/web/apps"))
+    return count
+
+
 def conformance(name: str, *options: str) -> Count:
     report = RESULTS / f"{name}.xml"
     command: Command = [PYTHON, "tests/loop/conformance.py", "--report", report, *options]
@@ -523,6 +531,7 @@ SUITES = (
     Suite("fuzz", suite_fuzz, "tests/fuzz/CMakeLists.txt"),
     Suite("python", suite_python, "tests/python"),
     Suite("loop", suite_loop, "tests/loop"),
+    Suite("web", suite_web, "tests/web"),
     Suite("erlang", suite_erlang, "tests/erlang"),
     Suite("e2e", suite_e2e, "tests/e2e"),
     Suite("faults", suite_faults, "tests/faults/run"),
