@@ -59,10 +59,12 @@ def check(program: str, output: str) -> None:
         text=True,
         timeout=25,
     )
+    # Development mode says when a callback took more than 0.1 s, which a busy machine makes of any.
+    errors = re.sub(r"^Executing <.*> took [0-9.]+ seconds\n", "", ended.stderr, flags=re.MULTILINE)
     if program.startswith("# Python 3.12 and later") and sys.version_info < (3, 12):
         assert "unexpected keyword argument 'loop_factory'" in ended.stderr
     else:
-        assert (ended.stdout, ended.stderr, ended.returncode) == (output, "", 0)
+        assert (ended.stdout, errors, ended.returncode) == (output, "", 0)
 
 
 @pytest.mark.parametrize("program, output", numbered("program", programs(of_frameworks=False)))

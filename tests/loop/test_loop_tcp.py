@@ -670,8 +670,9 @@ def test_bytes_like_objects_are_written_and_others_refused(loop_factory: LoopFac
             transport.write(b"")
             transport.writelines([b" of", b"", bytearray(b" many"), memoryview(b" lines")])
             transport.writelines([])
+            transport.writelines((b" in", b" tuples"))
             transport.writelines(part for part in (b" and", b" generated"))
-            wanted = b"bytes bytearray memoryview slice of many lines and generated"
+            wanted = b"bytes bytearray memoryview slice of many lines in tuples and generated"
             got = b""
             while len(got) < len(wanted):
                 got += await asyncio.to_thread(far.recv, 100)
