@@ -32,7 +32,7 @@
 
 -export([new_table/0, new_counters/0, in_flight/1, claim/1, release/1, start_link/3, close/2, lost/2, serve/2,
          forget_link/1]).
--export([find/1, owner/1, call/3, cast/2, spawn_call/3, await/2, forget/1]).
+-export([find/1, owner/1, call/3, begin_call/2, why/1, cast/2, spawn_call/3, await/2, forget/1]).
 -export([init/3, loop/1, carry/3]).
 -export([system_continue/3, system_terminate/4, system_code_change/4, system_get_state/1,
          system_replace_state/2]).
@@ -204,6 +204,19 @@ call({_, Link, Counters, Max}, Request, Timeout) ->
             end
     end.
 
+%% Sends a request whose result comes as {Ref, Result}, unless 'DOWN' of Ref says that the link ended
+%% (see why/1). Neither a timeout nor the death of the caller cancels it: py_asgi sees to both.
+-spec begin_call(handle(), request()) -> reference() | overloaded.
+begin_call({_, Link, Counters, Max}, Request) ->
+    case admit(Counters, Max) of
+        overloaded ->
+            overloaded;
+        Id ->
+            Ref = erlang:monitor(process, Link, [{alias, reply_demonitor}]),
+            Link ! {call_tag(Request), Ref, Link, setelement(2, Request, Id)},
+            Ref
+    end.
+
 %% A large call goes a way of its own, past the small ones. Nobody can tell: the caller sends nothing
 %% else until it is answered.
 -spec call_tag(request()) -> '$call' | '$large_call'.
@@ -273,6 +286,7 @@ admit(Counters, Max) ->
 deadline(infinity) -> infinity;
 deadline(Timeout) -> erlang:monotonic_time(millisecond) + Timeout.
 
+%% Why a link ended, from its exit reason.
 -spec why(term()) -> term().
 why({shutdown, Why}) -> Why;
 why(noproc) -> noconnection;

@@ -28,7 +28,7 @@
 
 -export([start/2, start_link/2, child_spec/2, stop/1, add/2, remove/2]).
 -export([members/1, info/1, which/0, pick/1, pick/2]).
--export([new_table/0, find/1, resolve/2, call/4, cast/3, spawn_call/4, forget/1, carry/5]).
+-export([new_table/0, find/1, resolve/2, call/4, call_with/5, cast/3, spawn_call/4, forget/1, carry/5]).
 
 -export_type([name/0, options/0, routing/0, source/0, how/0, view/0]).
 
@@ -205,6 +205,15 @@ resolve(Target, Timeout) ->
 call(View, Request, Timeout, How) ->
     attempt(View, #call{send = fun py_link:call/3, request = Request, how = How,
                         deadline = deadline(Timeout)}).
+
+%% The same with a way of one's own to ask a member.
+-spec call_with(view(), Ask, tuple(), timeout(), how()) -> py_link:result()
+      when Ask :: fun((py_link:handle(), tuple(), timeout()) -> py_link:result()).
+call_with(View, Ask, Request, Timeout, How) ->
+    case attempt(View, #call{send = Ask, request = Request, how = How,
+                             deadline = deadline(Timeout)}) of
+        {_, _} = Result -> Result
+    end.
 
 %% Sends a request that wants no reply.
 -spec cast(view(), tuple(), how()) -> ok | {error, py_link:reason()}.
