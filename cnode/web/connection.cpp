@@ -125,10 +125,11 @@ void Connection::feed(std::string_view bytes) {
       pending_.append(bytes);
       return;
     }
-    if (!parser_.in_request() && request_done_) since_ = last_bytes_;  // a head begins
+    const bool idle = !parser_.in_request();
     feeding_ = true;
     const RequestParser::Outcome outcome = parser_.feed(bytes);
     feeding_ = false;
+    if (idle && parser_.in_request()) since_ = last_bytes_;  // empty lines are no beginning
     bytes.remove_prefix(std::min(outcome.used, bytes.size()));
     switch (outcome.state) {
       case RequestParser::State::kMore:
@@ -298,8 +299,10 @@ void Connection::answered(bool keep) {
   keep_ = keep && keep_ && !service_.draining();
   since_ = Service::now();
   const py::Ref self = py::Ref::borrow(object_);
+  const HttpExchange* exchange = http();
+  const bool never_sent = exchange != nullptr && exchange->body_never_sent();
   end_exchange();
-  if (!request_done_) {
+  if (!request_done_ && !never_sent) {
     // Its body is still coming. Closing now could take the answer away from a client that is
     // writing.
     discarding_ = true;
@@ -321,12 +324,13 @@ void Connection::next_request() {
 
 void Connection::finished(const HttpExchange& exchange) {
   if (service_.access() == nullptr) return;
-  const py::Ref done = py::check(PyObject_CallFunction(
-      service_.access(), "s#s#s#iKd", client_text_.data(),
-      static_cast<Py_ssize_t>(client_text_.size()), method_.data(),
-      static_cast<Py_ssize_t>(method_.size()), target_.data(),
-      static_cast<Py_ssize_t>(target_.size()), exchange.status(),
+  const py::Ref client = text_from(client_text_);
+  const py::Ref method = text_from(method_);
+  const py::Ref target = text_from(target_);
+  const py::Ref done = py::Ref::steal(PyObject_CallFunction(
+      service_.access(), "OOOiKd", client.get(), method.get(), target.get(), exchange.status(),
       static_cast<unsigned long long>(exchange.sent()), Service::now() - began_));
+  if (!done) PyErr_WriteUnraisable(service_.access());  // the answer is as good without its line
 }
 
 void Connection::end_exchange() {

@@ -97,6 +97,10 @@ class HttpExchange final : public Exchange {
   void end_body();
   bool body_complete() const { return body_complete_; }
   bool head_sent() const { return head_sent_; }
+  // The client waits to be told that it may send the body, and was not.
+  bool body_never_sent() const {
+    return request_.expects_continue && !continued_ && !body_complete_;
+  }
   // Answers in the application's stead, if it is not too late.
   bool answer(int status, std::string_view text);
   int status() const { return status_; }

@@ -127,6 +127,7 @@ void HttpExchange::add_header(std::string_view name, std::string_view value) {
 // `whole_body`: its size, if the first piece is the last one.
 void HttpExchange::finish_head(std::optional<std::size_t> whole_body) {
   Service& service = connection().service();
+  if (body_never_sent()) close_ = true;
   if (!has_server_) head_ += service.server_line();
   if (!has_date_) head_ += service.date_line();
   const bool bodiless = status_ < 200 || status_ == 204 || status_ == 304;
