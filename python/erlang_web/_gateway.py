@@ -16,7 +16,9 @@ What is exchanged is written down in docs/protocol.md.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
+import functools
 import logging
 from typing import Any
 from urllib.parse import unquote
@@ -24,13 +26,16 @@ from urllib.parse import unquote
 from erlang import _backend
 from erlang.channel import ByteChannel, ByteChannelClosed, Channel, ChannelClosed
 from erlang.terms import Atom, ImproperList, Pid, Ref
-from erlang_web import _standin as _apps
-from erlang_web._standin import ASGIApplication, Lifespan, Message, Receive, Scope, Send
+from erlang_web import _apps
+from erlang_web._apps import ASGIApplication, Message, Receive, Scope, Send
+from erlang_web._lifespan import Lifespan
+from erlang_web._wsgi import WsgiAdapter
 
 INLINE = 65536  # bytes of a body that travel in a call, or wait for a channel
 FLUSH_SECONDS = 0.001  # until an answer that has begun, or whose application goes on, is handed out
 SWEEP_SECONDS = 0.05  # an asker is monitored after one or two of these
 MAX_DENIAL = 1048576  # bytes of the answer that refuses a WebSocket
+WSGI_THREADS = 32  # requests of WSGI applications that run at once
 GRACE_SECONDS = 1.0  # from http.disconnect to the cancellation of the task
 
 _log = logging.getLogger("erlang_web")
@@ -83,6 +88,11 @@ class _Application:
         self.state = lifespan.state if lifespan is not None else {}
 
 
+@functools.cache
+def _wsgi_threads() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(WSGI_THREADS, "wsgi")
+
+
 _applications: dict[tuple[bytes, str], _Application] = {}
 _loading: dict[tuple[bytes, str], asyncio.Task[_Application]] = {}
 
@@ -109,10 +119,13 @@ def _loaded(key: tuple[bytes, str], task: asyncio.Task[_Application]) -> None:
 
 async def _load(target: str, interface: str) -> _Application:
     value = await asyncio.to_thread(_apps.load, target)
-    _apps.kind(value, interface, target)
-    lifespan = Lifespan(_until_the_end(value), "auto")
+    kind = _apps.kind(value, interface, target)
+    if kind == "wsgi":
+        return _Application(WsgiAdapter(value, _wsgi_threads()), None)
+    call: ASGIApplication = value if kind == "asgi3" else _apps.asgi2(value)
+    lifespan = Lifespan(_until_the_end(call), "auto")
     await lifespan.startup()
-    return _Application(value, lifespan)
+    return _Application(call, lifespan)
 
 
 def _until_the_end(app: ASGIApplication) -> ASGIApplication:

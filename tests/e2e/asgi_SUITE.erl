@@ -34,7 +34,9 @@ all() ->
      an_application_that_fails_is_an_error_of_the_server,
      an_application_that_fails_half_way_cuts_its_answer_off,
      an_application_that_is_not_there_is_tried_again,
+     a_framework_gives_the_answers_that_it_gives_under_uvicorn,
      handlers_call_erlang,
+     wsgi_applications_answer_too,
      nothing_is_left_in_the_mailbox,
      websockets_echo_text_and_bytes_apart,
      websockets_carry_a_thousand_messages_in_order,
@@ -49,13 +51,13 @@ all() ->
      safe_requests_move_on_from_a_node_that_is_lost,
      websockets_of_a_node_that_is_lost_close_with_1012,
      a_node_that_is_stopped_refuses_and_runs_the_shutdown_of_its_applications,
+     what_is_said_on_one_node_of_the_chat_is_heard_on_the_other,
      the_reasons_have_their_statuses].
 
 init_per_suite(Config0) ->
     Config = [{context, Context} | _] = sw_e2e:setup(Config0),
     Directory = maps:get(directory, Context),
-    {ok, front} = compile:file(filename:join(sw_e2e:root(), "examples/asgi/front.erl"),
-                               [{outdir, Directory}, debug_info]),
+    {ok, front} = compile:file(filename:join(sw_e2e:root(), "examples/asgi/front.erl"), [{outdir, Directory}]),
     Node = start_node(Context),
     Beam = application_beam(Context, [Node]),
     Port = front(Beam, Node),
@@ -449,8 +451,45 @@ an_application_that_fails_half_way_cuts_its_answer_off(Config) ->
 an_application_that_is_not_there_is_tried_again(Config) ->
     #{name := Name} = proplists:get_value(node, Config),
     Ask = fun() -> py_asgi:request(Name, <<"asgi_app:nothing">>, #{path => <<"/">>}) end,
-    [?assertMatch({error, {python, <<"erlang_web._standin.AppError">>, _, _}}, on(Config, Ask)) || _ <- [1, 2]],
+    [?assertMatch({error, {python, <<"erlang_web._apps.AppError">>, _, _}}, on(Config, Ask)) || _ <- [1, 2]],
     ?assertMatch({500, _, _}, get(Config, "/nowhere/at/all")).
+
+%% The same application twice: status, headers and every byte. How a body's end is told is the server's affair:
+%% this one knows the length of what is over at once.
+a_framework_gives_the_answers_that_it_gives_under_uvicorn(Config) ->
+    Context = sw_e2e:context(Config),
+    Venv = filename:join(sw_e2e:root(), "build/test-venv"),
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--venv", Venv]}),
+    Beam = application_beam(Context, [Node]),
+    Behind = sw_e2e:on(Beam, fun() ->
+        {ok, Front} = front:start(#{target => Name, app => <<"asgi_framework:app">>}),
+        front:port(Front)
+    end),
+    Direct = list_to_integer(sw_e2e:free_port()),
+    Uvicorn = sw_e2e:start_program(filename:join(Venv, "bin/python"),
+                                   ["-m", "uvicorn", "asgi_framework:app", "--port", integer_to_list(Direct)],
+                                   [{"PYTHONPATH", filename:join(sw_e2e:root(), "tests/e2e/python")}]),
+    _ = sw_e2e:wait_line(Uvicorn, "Uvicorn running"),
+    Requests = [{"GET", "/items/7?q=%C3%A9", [], <<>>}, {"GET", "/items/x", [], <<>>}, {"GET", "/sync", [], <<>>},
+                {"GET", "/cookies", [], <<>>}, {"GET", "/stream?pieces=0", [], <<>>}, {"GET", "/stream?pieces=3", [], <<>>},
+                {"GET", "/stream?pieces=3000", [], <<>>}, {"POST", "/echo", [], <<>>}, {"POST", "/echo", [], bytes(1000)},
+                {"POST", "/echo", [], bytes(3_000_000)}, {"GET", "/long", [], <<>>},
+                {"GET", "/long", [{"accept-encoding", "gzip"}], <<>>},
+                {"GET", "/stream?pieces=100", [{"accept-encoding", "gzip"}], <<>>},
+                {"GET", "/away", [], <<>>}, {"GET", "/teapot", [], <<>>}, {"GET", "/nowhere", [], <<>>},
+                {"HEAD", "/items/1", [], <<>>}, {"DELETE", "/items/1", [], <<>>}, {"GET", "/later", [], <<>>},
+                {"GET", "/openapi.json", [], <<>>}],
+    [begin
+         Own = [<<"date">>, <<"server">>, <<"connection">>, <<"transfer-encoding">>, <<"content-length">>],
+         Ask = fun(Port) ->
+             {Status, Got, Answer} = request([{port, Port}], Method, Target, Headers, Body),
+             {Status, [H || {K, _} = H <- Got, not lists:member(K, Own)], Answer}
+         end,
+         ?assertEqual({Method, Target, Ask(Direct)}, {Method, Target, Ask(Behind)})
+     end || {Method, Target, Headers, Body} <- Requests],
+    ok = sw_e2e:kill(Uvicorn),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
 
 handlers_call_erlang(Config) ->
     ?assertMatch({200, _, <<"LOUDER">>}, get(Config, "/upper?text=louder")).
@@ -683,6 +722,30 @@ a_node_that_is_stopped_refuses_and_runs_the_shutdown_of_its_applications(Config)
     ?assertEqual(0, sw_e2e:await_exit(Program)),
     ?assertNotEqual(nomatch, binary:match(sw_e2e:output(Program), <<"the application has shut down">>)),
     ok = sw_e2e:stop_beam(Beam).
+
+%% The demo, examples/asgi/chat.erl and chat.py.
+what_is_said_on_one_node_of_the_chat_is_heard_on_the_other(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    Examples = filename:join(sw_e2e:root(), "examples/asgi"),
+    {ok, chat} = compile:file(filename:join(Examples, "chat.erl"), [{outdir, Directory}]),
+    Nodes = [sw_e2e:start_node(Context, #{args => ["--path", Examples]}) || _ <- [1, 2]],
+    Beam = application_beam(Context, Nodes),
+    {ok, Port} = sw_e2e:on(Beam, fun() -> chat:start([Name || #{name := Name} <- Nodes], 0) end),
+    ok = sw_e2e:eventually(fun() -> sw_e2e:on(Beam, fun() -> length(py_pool:members(chatters)) =:= 2 end) end),
+    Front = [{port, Port} | Config],
+    [Ada, Joe] = Clients = [opened(Front, "/lobby?name=" ++ Name) || Name <- ["ada", "joe"]],
+    Elsewhere = opened(Front, "/elsewhere?name=eve"),
+    ok = sw_e2e:eventually(fun() -> 2 =:= sw_e2e:on(Beam, fun() -> length(pg:get_members(chat, <<"lobby">>)) end) end),
+    ok = frame(Ada, 1, <<"hello">>),
+    [{1, <<"ada@", First/binary>>} = Said, Said] = [frame(Client) || Client <- Clients],
+    ok = frame(Joe, 1, <<"hello">>),
+    [{1, <<"joe@", Second/binary>>} = Answer, Answer] = [frame(Client) || Client <- Clients],
+    ?assertNotEqual(First, Second),
+    ?assertEqual({error, timeout}, gen_tcp:recv(Elsewhere, 0, 200)),
+    [ok = gen_tcp:close(Socket) || Socket <- [Elsewhere | Clients]],
+    ok = sw_e2e:eventually(fun() -> [] =:= sw_e2e:on(Beam, fun() -> pg:get_members(chat, <<"lobby">>) end) end),
+    ok = sw_e2e:stop_beam(Beam),
+    [ok = sw_e2e:stop_node(Node) || Node <- Nodes].
 
 the_reasons_have_their_statuses(_) ->
     ?assertEqual([503, 503, 503, 502, 502, 504, 500],
