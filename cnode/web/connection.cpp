@@ -265,15 +265,25 @@ void Connection::write_refusal(int status, std::string_view reason) {
 
 // --- bytes out
 
+// The transport may know that the client has gone before it tells us, which it does in a turn of
+// its own; what is written until then it would complain of.
+bool Connection::can_write() {
+  if (transport_ == nullptr || lost_) return false;
+  if (closing_ || !is_true(call_method(transport_, service_.state().names.is_closing).get()))
+    return true;
+  if (exchange_ != nullptr) exchange_of(exchange_).disconnected();
+  return false;
+}
+
 void Connection::write(std::string_view bytes) {
-  if (transport_ == nullptr || bytes.empty()) return;
+  if (bytes.empty() || !can_write()) return;
   service_.counters().bytes_out += bytes.size();
   const py::Ref data = bytes_from(bytes);
   call_method(transport_, service_.state().names.write, data.get());
 }
 
 void Connection::write(std::string_view head, PyObject* body) {
-  if (transport_ == nullptr) return;
+  if (!can_write()) return;
   State& state = service_.state();
   service_.counters().bytes_out += head.size() + static_cast<std::size_t>(PyBytes_GET_SIZE(body));
   if (!head.empty()) call_method(transport_, state.names.write, bytes_from(head).get());

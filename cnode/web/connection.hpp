@@ -73,6 +73,7 @@ class Connection final : public RequestParser::Sink {
   void close();
   void update_reading();
   void begin_request(const RequestParser::Head& head);
+  bool can_write();
   void write_refusal(int status, std::string_view reason);
   template <typename Action>
   void guard(Action action);
