@@ -8,6 +8,9 @@
     await server.stop(10)
 """
 
+from erlang_web import _native  # isort: skip  # before all that imports the native part
 from erlang_web._server import Mount, Options, Server, ServerError
+
+del _native
 
 __all__ = ["Mount", "Options", "Server", "ServerError"]

@@ -127,6 +127,7 @@ an_application_is_served_without_a_name_a_cookie_and_an_epmd(Config) ->
     Node = #{program := Program} = serve(Config, ["serve", "served:app"], Nothing),
     ?assertEqual({200, <<"ErlangEventLoop nonode@nohost yes ">>}, get(Node, "/where")),
     ?assertEqual({404, <<"no nothing">>}, get(Node, "/nothing")),
+    ?assertEqual({200, <<"built in">>}, get(Node, "/native")),
     %% It listens for requests and for probes, and for nothing else.
     ?assertEqual(2, listening(sw_e2e:os_pid(Program))),
     stop(Node),

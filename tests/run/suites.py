@@ -376,7 +376,9 @@ def suite_loop() -> Count:
 
 def suite_web() -> Count:
     """The web server under a plain interpreter; then with frameworks, in the environment that has them."""
-    count = pytest("web", PYTHON, "tests/web", "--ignore=tests/web/apps")
+    count = pytest(
+        "web", PYTHON, "tests/web", "--ignore=tests/web/apps", "--ignore=tests/web/conformance"
+    )
     if any((ROOT / "tests/web/apps").glob("test_*.py")):
         count.add(pytest("web-apps", ROOT / "build/test-venv/bin/python", "tests/web/apps"))
     return count

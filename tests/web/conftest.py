@@ -5,6 +5,7 @@ What needs a framework is in tests/web/apps, which runs in the environment of te
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -44,4 +45,5 @@ def no_descriptor_and_no_thread_is_left_behind() -> Iterator[None]:
     for thread in set(threading.enumerate()) - threads:
         thread.join(5)
         assert not thread.is_alive(), f"{thread.name} still runs"
+    gc.collect()  # what frameworks leave in circles
     assert len(os.listdir("/proc/self/fd")) <= files

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,6 +204,8 @@ def test_coroutines_run_on_the_native_loop(node: Node) -> None:
         ["--name", "py@127.0.0.1", "--workers", "none"],
         ["--name", "no node name"],
         ["--name", "py@127.0.0.1", "--import", "no_such_module"],
+        ["serve", "--help"],
+        ["serve", "no_such_module:app", "--bind", "127.0.0.1:0"],
         ["--frobnicate"],
     ],
     ids=" ".join,
@@ -224,6 +227,37 @@ def test_what_it_prints_and_its_exit_code_are_those_of_the_program(
 def without_log(text: str) -> str:
     """The lines that do not begin with a time."""
     return "".join(line for line in text.splitlines(True) if not line[:2].isdigit())
+
+
+def test_an_application_is_served_on_the_native_loop_with_the_native_server_of_the_program(
+    python: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import asyncio, sys\n"
+        "async def app(scope, receive, send):\n"
+        "    assert scope['type'] == 'http'\n"
+        "    loop = type(asyncio.get_running_loop()).__name__\n"
+        "    file = sys.modules['erlang_web._http'].__file__\n"
+        "    text = f'{loop} {file == sys.modules[\"sidewinder._program\"].__file__}'.encode()\n"
+        "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': text})\n"
+    )
+    command = [python, "-m", "sidewinder", "serve", "shop:app", "--bind", "127.0.0.1:0"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=clean_env(), stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: "serving on" in log.read_text(), "it does not serve")
+        address = log.read_text().partition("serving on ")[2].split()[0]
+        with urllib.request.urlopen(address, timeout=DEADLINE) as answer:
+            assert answer.read() == b"ErlangEventLoop True"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_environment_of_its_own_is_refused_in_one_line(python: Path) -> None:

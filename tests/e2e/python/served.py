@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -52,6 +53,10 @@ async def where(scope: Any) -> str:
     return f"{loop} {erlang.node()} {scope['state']['started']} {scope['root_path']}"
 
 
+async def native(scope: Any) -> str:
+    return str(getattr(sys.modules["erlang_web._http"], "__file__", "built in"))
+
+
 async def upper(scope: Any) -> Any:
     return await erlang.async_call("upper", scope["query_string"].decode())
 
@@ -81,7 +86,9 @@ async def broken(scope: Any) -> None:
     raise ValueError("broken on purpose")
 
 
-ANSWERS = {one.__name__: one for one in (where, upper, waiting, forever, opened, blocking, broken)}
+ANSWERS = {
+    one.__name__: one for one in (where, native, upper, waiting, forever, opened, blocking, broken)
+}
 
 
 def open_gate() -> None:

@@ -233,9 +233,8 @@ def test_django_is_served_either_way(run: Run, target: str) -> None:
     async def test() -> None:
         async with serving(target, "/site") as base:
             answer, _ = await get(f"{base}/hello?q=%C3%A9", b"text")
-            assert answer == b'{"path": "/site/hello", "root": "/site", "q": "\\u00e9", "body": "text"}' or (
-                target.endswith("asgi") and answer.startswith(b'{"path": "/site/hello"')
-            )
+            wanted = '{"path": "/site/hello", "root": "/site", "q": "\\u00e9", "body": "text"}'
+            assert answer.decode() == wanted
             assert (await get(f"{base}/later"))[0] == b'{"later": true}'
             assert (await get(f"{base}/stream"))[0] == NUMBERS
             upload = await get(f"{base}/upload", MULTIPART, "multipart/form-data; boundary=cut")
