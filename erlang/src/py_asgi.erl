@@ -27,7 +27,7 @@
               socket/0, frame/0, ask/0]).
 
 %% A reply tag in the form that has the answer sent to the alias.
--dialyzer({no_improper_lists, [{wait, 2}, {flush, 1}, {peek, 1}, {wants_body, 1}, {overtaken, 2}]}).
+-dialyzer({no_improper_lists, [{wait, 2}, {flush, 1}, {peek, 1}, {wants_body, 1}, {overtaken, 2}, {pulled, 2}]}).
 
 -define(GATEWAY, 'erlang_web._gateway').
 -define(TIMEOUT_MS, 30000).
@@ -92,7 +92,8 @@
     exchange :: #exchange{},
     gateway :: pid(),
     first :: binary(),                              % of the body, not handed out yet
-    channel = none :: none | py_channel:channel()
+    channel = none :: none | pull | py_channel:channel(),   % pull: the node makes none any more
+    parts = 0 :: non_neg_integer()                  % received without a channel
 }).
 -opaque stream() :: #stream{}.
 -type socket() :: py_asgi_socket:socket().
@@ -166,6 +167,8 @@ read(Stream) ->
 -spec read(stream(), timeout()) -> {more, binary(), stream()} | {done, binary()} | {error, reason()}.
 read(#stream{first = First} = Stream, Timeout) when First =/= <<>>, ?is_timeout(Timeout) ->
     {more, First, Stream#stream{first = <<>>}};
+read(#stream{channel = pull} = Stream, Timeout) when ?is_timeout(Timeout) ->
+    pull(Stream, Timeout);
 read(#stream{channel = none} = Stream, Timeout) when ?is_timeout(Timeout) ->
     case peek(Stream#stream.exchange) of
         none -> open(Stream, Timeout);
@@ -181,7 +184,7 @@ read(#stream{} = Stream, Timeout) when ?is_timeout(Timeout) ->
 -spec close(stream() | socket()) -> ok.
 close(#stream{exchange = Exchange, gateway = Gateway, channel = Channel}) ->
     Gateway ! {gone, Exchange#exchange.alias},
-    _ = [py_byte_channel:close(Channel) || Channel =/= none],
+    _ = [py_byte_channel:close(Channel) || is_pid(Channel)],
     drop(Exchange);
 close(Socket) ->
     py_asgi_socket:close(Socket, 1000, <<>>).
@@ -478,8 +481,8 @@ close_upload(#exchange{upload = #upload{channel = Channel}}) -> py_byte_channel:
 
 %% --- The answer's body --------------------------------------------------------------------------
 
-%% Makes the channel for an answer that goes on. A node that is being stopped makes none: its answer is
-%% cut off, unless the rest is small.
+%% Makes the channel for an answer that goes on. A node that is being stopped makes none, but still tells
+%% one part at a time.
 -spec open(#stream{}, timeout()) -> {more, binary(), stream()} | {done, binary()} | {error, reason()}.
 open(#stream{gateway = Gateway, exchange = Exchange} = Stream, Timeout) ->
     case py_byte_channel:new(node(Gateway), #{max_size => ?CHANNEL_BYTES}) of
@@ -487,8 +490,32 @@ open(#stream{gateway = Gateway, exchange = Exchange} = Stream, Timeout) ->
             Gateway ! {answer, Exchange#exchange.alias, Channel},
             read(Stream#stream{channel = Channel}, Timeout);
         {error, _} ->
-            last_word(Stream)
+            pull(Stream#stream{channel = pull}, Timeout)
     end.
+
+-spec pull(#stream{}, timeout()) -> {more, binary(), stream()} | {done, binary()} | {error, reason()}.
+pull(#stream{exchange = Exchange, gateway = Gateway, parts = Parts} = Stream, Timeout) ->
+    Gateway ! {pull, Exchange#exchange.alias},
+    case wait(Exchange#exchange{upload = none}, Timeout) of
+        {part, Part} -> {more, Part, Stream#stream{parts = Parts + 1}};
+        {more, _} -> pull(Stream, Timeout);
+        timeout -> {error, timeout};
+        Answer -> pulled(Answer, Stream)
+    end.
+
+%% The end may have overtaken a part.
+-spec pulled(term(), #stream{}) -> {more, binary(), stream()} | {done, binary()} | {error, reason()}.
+pulled({result, {ok, {rest, {Sent, _}}} = Answer}, #stream{parts = Parts} = Stream) when Sent > Parts ->
+    #stream{exchange = #exchange{call = Call, alias = Alias}} = Stream,
+    receive
+        {[alias | Alias], {part, Part}} ->
+            self() ! {Call, Answer},
+            {more, Part, Stream#stream{parts = Parts + 1}}
+    after ?END_MS ->
+        ended({error, timeout}, Stream)
+    end;
+pulled(Answer, Stream) ->
+    ended(Answer, Stream).
 
 -spec received({ok, binary()} | {error, closed | timeout}, #stream{}) ->
     {more, binary(), stream()} | {done, binary()} | {error, reason()}.
@@ -571,7 +598,7 @@ ended(Answer, #stream{exchange = Exchange}) ->
     ok = close_upload(Exchange),
     ok = drop(Exchange),
     case Answer of
-        {result, {ok, {rest, Rest}}} -> {done, Rest};
+        {result, {ok, {rest, {_, Rest}}}} -> {done, Rest};
         {result, {ok, done}} -> {done, <<>>};
         {result, {ok, _}} -> {error, aborted};
         {result, {error, {down, Why}}} -> {error, {lost, Why}};

@@ -45,6 +45,7 @@ _START = Atom("start")
 _WHOLE = Atom("whole")
 _MORE = Atom("more")
 _ACCEPT = Atom("accept")
+_PART = Atom("part")
 _REST = Atom("rest")
 _DONE = Atom("done")
 _CUT = Atom("cut")
@@ -293,7 +294,9 @@ class _Request(_Exchange):
         "body",
         "download",
         "headers",
+        "parts",
         "pending",
+        "pulled",
         "size",
         "started",
         "status",
@@ -313,6 +316,8 @@ class _Request(_Exchange):
         self.bodiless = bodiless
         self.pending: list[bytes] = []  # of the answer's body
         self.size = 0
+        self.pulled = False  # a part of it is to be told without a channel
+        self.parts = 0  # told like that
         self.started = False  # the asker has been told the status
         self.answer: Any = None
         self.timer: asyncio.TimerHandle | None = None
@@ -396,7 +401,7 @@ class _Request(_Exchange):
             self.download.close()
             self.answer = _DONE
         else:
-            self.answer = _REST, b"".join(self.pending)
+            self.answer = _REST, (self.parts, b"".join(self.pending))
             self.timer = self.loop.call_later(FLUSH_SECONDS, self._hand_over)
         self.over = True
         self.wake()
@@ -411,14 +416,26 @@ class _Request(_Exchange):
             self.timer.cancel()
             self.timer = None
         self.started = True
+        self.tell(_START, _gateway.pid, self.status, self.headers, self._first())
+
+    def _first(self) -> bytes:
+        """What is pending, up to INLINE bytes of it."""
         data = b"".join(self.pending)
         first = data[:INLINE]
         self.pending = [data[INLINE:]] if len(data) > INLINE else []
         self.size = len(data) - len(first)
-        self.tell(_START, _gateway.pid, self.status, self.headers, first)
+        return first
+
+    def _pull(self) -> None:
+        """A node that is being stopped makes no channels: its asker takes one part after the other."""
+        if self.pulled and self.size:
+            self.pulled = False
+            self.parts += 1
+            self.tell(_PART, self._first())
 
     async def _flush(self) -> None:
         """Sends what is pending; without a channel no more than INLINE may be."""
+        self._pull()
         while self.download is None and self.size > INLINE:
             await self.news()
             if self.gone:
@@ -444,6 +461,10 @@ class _Request(_Exchange):
                 self.disconnect()
             else:
                 self.upload = ByteChannel(rest[0])
+        elif verb == "pull":
+            self.pulled = True
+            if not self.over:
+                self._pull()
         elif verb == "answer" and self.over:
             Channel(rest[0]).close()  # the rest is told with the end
         elif verb == "answer":

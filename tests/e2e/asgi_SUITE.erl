@@ -51,6 +51,8 @@ all() ->
      safe_requests_move_on_from_a_node_that_is_lost,
      websockets_of_a_node_that_is_lost_close_with_1012,
      a_node_that_is_stopped_refuses_and_runs_the_shutdown_of_its_applications,
+     an_answer_that_was_asked_for_before_the_node_was_stopped_comes_whole,
+     a_node_with_an_allow_list_serves_when_the_gateway_is_on_it,
      what_is_said_on_one_node_of_the_chat_is_heard_on_the_other,
      the_reasons_have_their_statuses].
 
@@ -722,6 +724,36 @@ a_node_that_is_stopped_refuses_and_runs_the_shutdown_of_its_applications(Config)
     ?assertEqual(0, sw_e2e:await_exit(Program)),
     ?assertNotEqual(nomatch, binary:match(sw_e2e:output(Program), <<"the application has shut down">>)),
     ok = sw_e2e:stop_beam(Beam).
+
+%% It makes no channels any more, so the parts are asked for one by one.
+an_answer_that_was_asked_for_before_the_node_was_stopped_comes_whole(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = #{program := Program} = start_node(Context),
+    Beam = application_beam(Context, [Node]),
+    Front = [{beam, Beam}, {port, front(Beam, Node)} | Config],
+    {200, _, _} = get(Front, "/hello"),
+    Asking = [{Size, spawn_monitor(fun() -> exit(get(Front, Target)) end)}
+              || {Size, Target} <- [{0, "/late?size=0"}, {3_000_000, "/late?size=3000000"}, {70_000, "/late?size=70000"}]],
+    timer:sleep(300),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    [receive
+         {'DOWN', Monitor, process, Pid, Answer} ->
+             {200, _, Body} = Answer,
+             ?assertEqual({Size, true}, {byte_size(Body), Body =:= bytes(Size)})
+     end || {Size, {Pid, Monitor}} <- Asking],
+    ?assertEqual(0, sw_e2e:await_exit(Program)),
+    ok = sw_e2e:stop_beam(Beam).
+
+a_node_with_an_allow_list_serves_when_the_gateway_is_on_it(Config) ->
+    Context = sw_e2e:context(Config),
+    [begin
+         Node = sw_e2e:start_node(Context, #{args => ["--allow", Allowed]}),
+         Beam = application_beam(Context, [Node]),
+         {Status, _, _} = get([{port, front(Beam, Node)}], "/hello"),
+         ?assertEqual({Allowed, Expected}, {Allowed, Status}),
+         ok = sw_e2e:stop_beam(Beam),
+         ok = sw_e2e:stop_node(Node)
+     end || {Allowed, Expected} <- [{"erlang_web._gateway.*", 200}, {"math.*", 500}]].
 
 %% The demo, examples/asgi/chat.erl and chat.py.
 what_is_said_on_one_node_of_the_chat_is_heard_on_the_other(Config) ->

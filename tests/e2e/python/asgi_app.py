@@ -120,6 +120,11 @@ async def large(scope: Any, receive: Any, send: Any, size: str) -> None:
     await answer(send, whole[: int(size)])
 
 
+async def late(scope: Any, receive: Any, send: Any, size: str) -> None:
+    await asyncio.sleep(1)
+    await large(scope, receive, send, size)
+
+
 async def pieces(scope: Any, receive: Any, send: Any, number: str, delay: str = "") -> None:
     counts["pieces"] = 0
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -225,7 +230,7 @@ async def ticks(scope: Any, receive: Any, send: Any) -> None:
 requests = {
     function.__name__: function
     for function in (
-        hello, echo, digest, echo_in_pieces, large, pieces, hold, nobody_reads, no_content, not_modified,
+        hello, echo, digest, echo_in_pieces, large, late, pieces, hold, nobody_reads, no_content, not_modified,
         length, many_headers, smuggle, boom, boom_late, silent, upper, where, background, in_two, ticks,
     )
 }  # fmt: skip
