@@ -34,6 +34,7 @@ from erlang_web._wsgi import WsgiAdapter
 INLINE = 65536  # bytes of a body that travel in a call, or wait for a channel
 FLUSH_SECONDS = 0.001  # until an answer that has begun, or whose application goes on, is handed out
 SWEEP_SECONDS = 0.05  # an asker is monitored after one or two of these
+MAX_WHOLE = 16777216  # bytes of an answer where nothing can be streamed
 MAX_DENIAL = 1048576  # bytes of the answer that refuses a WebSocket
 WSGI_THREADS = 32  # requests of WSGI applications that run at once
 GRACE_SECONDS = 1.0  # from http.disconnect to the cancellation of the task
@@ -170,15 +171,24 @@ class _Gateway:
         self._sweeping = False
         self._pid: Pid | None = None
 
+    @functools.cached_property
+    def there(self) -> bool:
+        """Whether there can be such a process: a worker process of --processes has none."""
+        try:
+            return self.pid is not None
+        except RuntimeError:
+            return False
+
     @property
     def pid(self) -> Pid:
+        """Raises: RuntimeError in a worker process."""
         if self._pid is None:
             self._pid = _backend.native.spawn_process(self._deliver, self._stopped)
         return self._pid
 
     def enter(self, alias: Ref, exchange: _Exchange) -> None:
         self.new[alias] = exchange
-        if not self._sweeping:
+        if not self._sweeping and self.there:
             self._sweeping = True
             exchange.loop.call_later(SWEEP_SECONDS, self._sweep, exchange.loop)
 
@@ -378,6 +388,9 @@ class _Request(_Exchange):
         """There will be more. What is little waits for it a moment: many answers in pieces are over at once."""
         if self.started:
             await self._flush()
+        elif not _gateway.there:
+            if self.size > MAX_WHOLE:
+                raise RuntimeError(f"with --processes an answer has up to {MAX_WHOLE} bytes")
         elif self.size > INLINE:
             self._start()
             await self._flush()
@@ -385,7 +398,7 @@ class _Request(_Exchange):
             self.timer = self.loop.call_later(FLUSH_SECONDS, self._start)
 
     async def _finish(self) -> None:
-        if not self.started and self.size > INLINE:
+        if not self.started and self.size > INLINE and _gateway.there:
             self._start()
         if not self.started:
             self.answer = self.status, self.headers, b"".join(self.pending)
@@ -408,7 +421,8 @@ class _Request(_Exchange):
 
     def _hand_over(self) -> None:
         """The answer is whole but the application goes on: its asker does not wait for that."""
-        self.tell(_WHOLE, self.answer)
+        if _gateway.there:
+            self.tell(_WHOLE, self.answer)
 
     def _start(self) -> None:
         """The asker is told the status, and as much of the body as there is."""
@@ -646,7 +660,8 @@ class _Socket(_Exchange):
             raise RuntimeError(f"{kind!r} is no message to be sent now")
         self.over = True
         self.closed = 1006, ""
-        self.tell(_WHOLE, self.denial)
+        if _gateway.there:
+            self.tell(_WHOLE, self.denial)
         self.wake()
 
     async def _put(self, frame: tuple[Any, ...]) -> None:

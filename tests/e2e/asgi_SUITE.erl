@@ -53,6 +53,7 @@ all() ->
      a_node_that_is_stopped_refuses_and_runs_the_shutdown_of_its_applications,
      an_answer_that_was_asked_for_before_the_node_was_stopped_comes_whole,
      a_node_with_an_allow_list_serves_when_the_gateway_is_on_it,
+     a_node_with_worker_processes_serves_what_needs_no_stream,
      what_is_said_on_one_node_of_the_chat_is_heard_on_the_other,
      the_reasons_have_their_statuses].
 
@@ -754,6 +755,23 @@ a_node_with_an_allow_list_serves_when_the_gateway_is_on_it(Config) ->
          ok = sw_e2e:stop_beam(Beam),
          ok = sw_e2e:stop_node(Node)
      end || {Allowed, Expected} <- [{"erlang_web._gateway.*", 200}, {"math.*", 500}]].
+
+a_node_with_worker_processes_serves_what_needs_no_stream(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = #{program := Program} = sw_e2e:start_node(Context, #{args => ["--processes", "2"]}),
+    Beam = application_beam(Context, [Node]),
+    Front = [{port, front(Beam, Node)}],
+    ?assertMatch({200, _, <<"hello">>}, get(Front, "/hello")),
+    ?assertMatch({200, _, <<"one two">>}, get(Front, "/in_two")),
+    ?assertMatch({200, _, <<"LOUD">>}, get(Front, "/upper?text=loud")),
+    ?assertMatch({200, _, <<_:1_000_000/binary>>}, get(Front, "/large?size=1000000")),
+    ?assertMatch({200, _, <<"py_", _/binary>>}, get(Front, "/where?delay=0.3")),
+    ?assertMatch({500, _, _}, request(Front, "POST", "/echo", [], bytes(100_000))),
+    {Socket, {500, _}} = open(Front, "/ws/echo"),
+    ok = gen_tcp:close(Socket),
+    ?assertNotEqual(nomatch, binary:match(sw_e2e:output(Program), <<"a worker process (--processes) has no processes">>)),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
 
 %% The demo, examples/asgi/chat.erl and chat.py.
 what_is_said_on_one_node_of_the_chat_is_heard_on_the_other(Config) ->

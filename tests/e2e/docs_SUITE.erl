@@ -18,6 +18,7 @@ all() ->
      the_elixir_of_the_calls_page_comes_to_what_it_says,
      the_event_loop_of_the_erlang_page_comes_to_what_it_says,
      the_erlang_of_the_pools_page_comes_to_what_it_says,
+     the_erlang_of_the_web_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -79,6 +80,18 @@ the_event_loop_of_the_erlang_page_comes_to_what_it_says(Config) ->
     {ok, Text} = file:read_file(filename:join(sw_e2e:root(), "docs/erlang.md")),
     [_, Section] = re:split(Text, "^## Event loops$", [multiline]),
     ok = erlang_steps(Context, Name, blocks_of(hd(re:split(Section, "^## ", [multiline])), "erlang"), 9),
+    ok = sw_e2e:stop_node(Node).
+
+the_erlang_of_the_web_page_comes_to_what_it_says(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    {ok, Text} = file:read_file(filename:join(sw_e2e:root(), "docs/web.md")),
+    [begin
+         {match, [Code]} = re:run(Text, "^```python " ++ File ++ "\n(.*?)^```$", [multiline, dotall, {capture, [1], binary}]),
+         ok = file:write_file(filename:join(Directory, File), Code)
+     end || File <- ["hello.py", "blog.py"]],
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--path", Directory]}),
+    [_, Section] = re:split(Text, "^## Behind a BEAM web server$", [multiline]),
+    ok = erlang_steps(Context, Name, blocks_of(hd(re:split(Section, "^## ", [multiline])), "erlang"), 3),
     ok = sw_e2e:stop_node(Node).
 
 the_erlang_of_the_pools_page_comes_to_what_it_says(Config) ->
