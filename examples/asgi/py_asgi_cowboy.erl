@@ -83,26 +83,29 @@ headers(Headers) ->
     end,
     {lists:foldl(Join, #{}, Others), [Value || {_, Value} <- Cookies]}.
 
+%% As they are: cowboy_req:set_resp_cookie would put them together anew.
 cookies([], Req) -> Req;
-cookies(Values, Req) -> cowboy_req:set_resp_header(<<"set-cookie">>, Values, Req).
+cookies(Values, Req) -> Req#{resp_cookies => maps:from_list(lists:enumerate(Values))}.
 
 %% --- WebSockets ---------------------------------------------------------------------------------
 
-%% The application is asked before the upgrade, in the same process that then owns the WebSocket.
+%% The application is asked before the upgrade, by the request's process, which with HTTP/1.1 ends then: the
+%% connection's serves the WebSocket. So its owner is a process of its own.
 upgrade(Req, Target, App, Options, State) ->
     Protocols = case cowboy_req:parse_header(<<"sec-websocket-protocol">>, Req) of
         undefined -> [];
         Some -> Some
     end,
-    case py_asgi:websocket(Target, App, (asked(Req, State))#{scheme => ws(Req), subprotocols => Protocols}, Options) of
-        {ok, Socket, #{subprotocol := Protocol, headers := Headers}} ->
+    Request = (asked(Req, State))#{scheme => ws(Req), subprotocols => Protocols},
+    case own(fun() -> py_asgi:websocket(Target, App, Request, Options) end) of
+        {ok, Owner, Socket, #{subprotocol := Protocol, headers := Headers}} ->
             {Plain, Cookies} = headers(Headers),
             Chosen = case is_binary(Protocol) of
                 true -> #{<<"sec-websocket-protocol">> => Protocol};
                 false -> #{}
             end,
             Accepted = cowboy_req:set_resp_headers(maps:merge(Plain, Chosen), cookies(Cookies, Req)),
-            {cowboy_websocket, Accepted, #{socket => Socket}};
+            {cowboy_websocket, Accepted, #{owner => Owner, socket => Socket}};
         {refused, Status, Headers, Body} ->
             {Plain, Cookies} = headers(Headers),
             {ok, cowboy_req:reply(Status, Plain, Body, cookies(Cookies, Req)), State};
@@ -113,8 +116,34 @@ upgrade(Req, Target, App, Options, State) ->
 ws(Req) ->
     case cowboy_req:scheme(Req) of <<"https">> -> <<"wss">>; _ -> <<"ws">> end.
 
-websocket_init(#{socket := Socket} = State) ->
-    ok = py_asgi:next(Socket),
+own(Open) ->
+    Asker = self(),
+    {Owner, Monitor} = spawn_monitor(fun() -> owner(Asker, Open()) end),
+    receive
+        {Owner, Answer} -> demonitor(Monitor, [flush]), Answer;
+        {'DOWN', Monitor, process, Owner, Reason} -> {error, {down, Reason}}
+    end.
+
+owner(Asker, {ok, Socket, Accepted}) ->
+    Asker ! {self(), {ok, self(), Socket, Accepted}},
+    receive
+        {serve, Connection} ->
+            ok = py_asgi:next(Socket),
+            owner(Socket, Connection, monitor(process, Connection))
+    after 10000 ->
+        ok      % the client left before the upgrade
+    end;
+owner(Asker, Other) ->
+    Asker ! {self(), Other}.
+
+owner(Socket, Connection, Monitor) ->
+    receive
+        {py_asgi, Socket, _} = Message -> Connection ! Message, owner(Socket, Connection, Monitor);
+        {'DOWN', Monitor, process, _, _} -> py_asgi:close(Socket, 1006, <<>>)
+    end.
+
+websocket_init(#{owner := Owner} = State) ->
+    Owner ! {serve, self()},
     {ok, State}.
 
 %% Waits for room, so a slow application slows its client down.

@@ -54,6 +54,7 @@ all() ->
      an_answer_that_was_asked_for_before_the_node_was_stopped_comes_whole,
      a_node_with_an_allow_list_serves_when_the_gateway_is_on_it,
      a_node_with_worker_processes_serves_what_needs_no_stream,
+     cowboy_serves_through_its_handler,
      what_is_said_on_one_node_of_the_chat_is_heard_on_the_other,
      the_reasons_have_their_statuses].
 
@@ -770,6 +771,64 @@ a_node_with_worker_processes_serves_what_needs_no_stream(Config) ->
     {Socket, {500, _}} = open(Front, "/ws/echo"),
     ok = gen_tcp:close(Socket),
     ?assertNotEqual(nomatch, binary:match(sw_e2e:output(Program), <<"a worker process (--processes) has no processes">>)),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
+
+%% Where Cowboy is installed: examples/asgi/py_asgi_cowboy.erl.
+cowboy_serves_through_its_handler(Config) ->
+    case code:lib_dir(cowboy) of
+        {error, bad_name} -> {skip, "no Cowboy"};
+        _ -> through_cowboy(Config)
+    end.
+
+through_cowboy(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    Handler = filename:join(sw_e2e:root(), "examples/asgi/py_asgi_cowboy.erl"),
+    {ok, py_asgi_cowboy} = compile:file(Handler, [{outdir, Directory}]),
+    Node = #{name := Name} = start_node(Context),
+    Beam = application_beam(Context, [Node]),
+    Port = sw_e2e:on(Beam, fun() ->
+        {ok, _} = application:ensure_all_started(cowboy),
+        State = #{target => Name, app => <<"asgi_app:app">>},
+        Routes = [{"/inner/[...]", py_asgi_cowboy, State#{root_path => <<"/inner">>}}, {"/[...]", py_asgi_cowboy, State}],
+        Dispatch = cowboy_router:compile([{'_', Routes}]),
+        {ok, _} = cowboy:start_clear(front, [{ip, {127, 0, 0, 1}}, {port, 0}], #{env => #{dispatch => Dispatch}}),
+        ranch:get_port(front)
+    end),
+    Cowboy = [{node, Node}, {beam, Beam}, {port, Port} | proplists:delete(node, Config)],
+    ?assertMatch({200, _, <<"hello">>}, get(Cowboy, "/hello")),
+    [begin
+         {200, _, Body} = request(Cowboy, "POST", "/echo", [], Sent),
+         ?assert(Body =:= Sent)
+     end || Sent <- [<<>>, bytes(256), bytes(65537), bytes(5_000_000)]],
+    {200, _, Scope} = get(Cowboy, "/inner/a%20b?x=%20"),
+    [?assertNotEqual(nomatch, binary:match(Scope, What))
+     || What <- [<<"\"path\": \"/inner/a b\"">>, <<"\"query_string\": \"x=%20\"">>, <<"\"root_path\": \"/inner\"">>]],
+    {200, Headers, <<>>} = get(Cowboy, "/many_headers"),
+    ?assertEqual([<<"a=1">>, <<"b=2">>], proplists:get_all_values(<<"set-cookie">>, Headers)),
+    ?assertMatch({204, _, <<>>}, get(Cowboy, "/no_content")),
+    ?assertMatch({200, _, <<"one two">>}, get(Cowboy, "/in_two")),
+    {200, _, Pieces} = get(Cowboy, "/pieces?number=100"),
+    ?assertEqual(6_553_600, byte_size(Pieces)),
+    ?assertMatch({500, _, _}, get(Cowboy, "/boom")),
+    Leaving = connect(Cowboy),
+    ok = send_request(Leaving, "GET", "/hold", [], <<>>),
+    ok = sw_e2e:eventually(fun() -> lists:member(<<"hold begun">>, happened(Cowboy)) end),
+    ok = gen_tcp:close(Leaving),
+    eventually_happened(Cowboy, <<"hold http.disconnect">>),
+    eventually_happened(Cowboy, <<"hold cancelled">>),
+    {Socket, {101, Accepted}} = open(Cowboy, "/ws/echo", [{"sec-websocket-protocol", "first, second"}]),
+    ?assertEqual([<<"second">>, <<"yes">>],
+                 [proplists:get_value(Key, Accepted) || Key <- [<<"sec-websocket-protocol">>, <<"x-accepted">>]]),
+    [begin ok = frame(Socket, Code, Data), ?assertEqual({Code, Data}, frame(Socket)) end
+     || {Code, Data} <- [{1, <<"text">>}, {2, bytes(70_000)}, {1, <<>>}]],
+    ok = frame(Socket, 8, <<4002:16, "tired">>),
+    {8, <<4002:16, _/binary>>} = frame(Socket),
+    eventually_happened(Cowboy, <<"ws 4002 tired">>),
+    Closing = opened(Cowboy, "/ws/close?code=4001"),
+    ?assertEqual([{1, <<"good bye">>}, {8, <<4001:16, "enough">>}], [frame(Closing), frame(Closing)]),
+    {Refused, {403, _}} = open(Cowboy, "/ws/refuse"),
+    [ok = gen_tcp:close(S) || S <- [Socket, Closing, Refused]],
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
 
