@@ -427,6 +427,92 @@ def test_a_server_that_never_started_can_be_stopped(run: Run) -> None:
     run(Server(options()).stop(0))
 
 
+# --- options that reach the native part -----------------------------------------------------------
+
+
+async def exchange(address: str, sent: bytes) -> bytes:
+    """What comes back until the server closes."""
+    reader, writer = await connect(address)
+    writer.write(sent)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\n123456789"
+
+
+@pytest.mark.parametrize(
+    "more, sent, status",
+    [
+        ({}, POST, 200),
+        ({"max_body": 8}, POST, 413),
+        ({"max_body": 9}, POST, 200),
+        ({"max_line": 16}, REQUEST.replace(b"/ ", b"/a-target-beyond-that "), 414),
+        ({"max_head": 64}, REQUEST.replace(b"Host", b"A: " + b"a" * 64 + b"\r\nHost"), 431),
+        ({"max_headers": 1}, REQUEST, 431),
+        ({"head_seconds": 0.5}, b"GET / HTTP/1.1\r\n", 408),
+        ({"body_seconds": 0.5}, POST[:-1], 408),
+    ],
+)
+def test_a_limit_that_is_set_is_kept(
+    run: Run, more: dict[str, Any], sent: bytes, status: int
+) -> None:
+    async def test() -> None:
+        async with serving(**more) as server:
+            answer = await exchange(server.addresses[0], sent)
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+    run(test())
+
+
+def test_a_connection_that_says_nothing_is_closed_after_its_time(run: Run) -> None:
+    async def test() -> None:
+        async with serving(idle_seconds=0.5) as server:
+            answer = await exchange(
+                server.addresses[0], REQUEST.replace(b"Connection: close\r\n", b"")
+            )
+            assert (
+                answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" not in answer.lower()
+            )
+
+    run(test())
+
+
+def test_the_server_header_is_what_it_is_told(run: Run) -> None:
+    async def test() -> None:
+        for header, line in [
+            ("shop/1", b"server: shop/1\r\n"),
+            ("sidewinder", b"server: sidewinder\r\n"),
+        ]:
+            async with serving(server_header=header) as server:
+                assert line in await exchange(server.addresses[0], REQUEST)
+        async with serving(server_header="") as server:
+            assert b"server:" not in (await exchange(server.addresses[0], REQUEST)).lower()
+
+    run(test())
+
+
+def test_behind_a_proxy_the_client_is_who_the_proxy_says(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with serving(proxy_protocol=True, access_log=True) as server:
+            proxied = b"PROXY TCP4 192.0.2.7 192.0.2.8 5000 80\r\n" + REQUEST
+            answer = await exchange(server.addresses[0], proxied)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            with contextlib.suppress(ConnectionResetError):
+                assert await exchange(server.addresses[0], REQUEST) == b""
+
+    with caplog.at_level(logging.INFO, "erlang_web.access"):
+        run(test())
+    lines = [one.message for one in caplog.records if one.name == "erlang_web.access"]
+    assert [line.split()[0] for line in lines] == ["192.0.2.7"]
+
+
 # --- the log and the counters ---------------------------------------------------------------------
 
 

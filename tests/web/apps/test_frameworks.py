@@ -202,6 +202,19 @@ def test_starlette_has_websockets(run: Run) -> None:
     run(test())
 
 
+def test_a_websocket_is_told_that_the_server_restarts(run: Run) -> None:
+    async def test() -> None:
+        async with serving("my_starlette:app") as base:
+            socket = await websockets.connect(f"ws://{base}/echo", subprotocols=["shout"])  # type: ignore[list-item]
+            await socket.send("text")
+            assert await socket.recv() == "TEXT"
+        with pytest.raises(websockets.ConnectionClosed):
+            await socket.recv()
+        assert socket.close_code == 1012
+
+    run(test())
+
+
 def test_a_lifespan_of_starlette_that_raises_ends_the_start(run: Run) -> None:
     async def test() -> None:
         with pytest.raises(ServerError, match="did not start: ValueError: no database$"):
