@@ -152,7 +152,7 @@ class Server:
     def _load(self) -> None:
         if not self.options.mounts:
             raise ServerError("serve: there is no application")
-        for mount in sorted(self.options.mounts, key=lambda one: -len(one.prefix)):
+        for mount in self.options.mounts:
             setting = "mount" if mount.prefix else "serve"
             if mount.prefix and (not mount.prefix.startswith("/") or mount.prefix.endswith("/")):
                 raise ServerError(f"mount: '{mount.prefix}' does not begin, or ends, with a /")

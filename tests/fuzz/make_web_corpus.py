@@ -55,8 +55,14 @@ def main() -> None:
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
     )
     http("connect", b"CONNECT h:1 HTTP/1.1\r\n" + host + b"\r\n")
-    http("expect", b"PUT / HTTP/1.1\r\n" + host + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\na")
-    http("two_lengths", b"POST / HTTP/1.1\r\n" + host + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n")
+    http(
+        "expect",
+        b"PUT / HTTP/1.1\r\n" + host + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\na",
+    )
+    http(
+        "two_lengths",
+        b"POST / HTTP/1.1\r\n" + host + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    )
     http("both_lengths", chunked[:-2] + b"Content-Length: 1\r\n\r\n0\r\n\r\n")
     http("folded", b"GET / HTTP/1.1\r\n" + host + b"A: b\r\n c\r\n\r\n")
     http("proxy_text", b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n")
