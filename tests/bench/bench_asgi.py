@@ -3,10 +3,11 @@
     tests/run/venv && /usr/bin/python3 tests/bench/bench_asgi.py [--seconds S] [--rounds N] [--connections N]
 
     loop_load ── http ──▶ examples/asgi/front.erl in a BEAM ── py_asgi ──▶ sidewinder     ours
+              ├─ http ──▶ sidewinder serve
               └─ http ──▶ uvicorn with httptools (build/test-venv)                        the baseline
 
-Both answer the same GET with the same application, in turns. The BEAM, the node and the load share the machine's
-processors; uvicorn has one for itself and one is the load's.
+All answer the same GET with the same application, in turns. The BEAM, the node and the load share the machine's
+processors. A single connection measures the round trip through three processes.
 """
 
 from __future__ import annotations
@@ -126,7 +127,22 @@ def servers() -> Iterator[dict[str, tuple[int, int]]]:
         ]
         direct = start("uvicorn", uvicorn, {"PYTHONPATH": str(directory)})
         wait_for_port(theirs)
-        yield {"ours": (ours, program.pid), "uvicorn": (theirs, direct.pid)}
+        own = free_port()
+        serve_command: list[str | Path] = [
+            SIDEWINDER,
+            "serve",
+            "bench_hello:app",
+            "--path",
+            directory,
+        ]
+        serve_command += ["--bind", f"127.0.0.1:{own}", "--log-level", "warning"]
+        served = start("serve", serve_command, {})
+        wait_for_port(own)
+        yield {
+            "ours": (ours, program.pid),
+            "serve": (own, served.pid),
+            "uvicorn": (theirs, direct.pid),
+        }
     finally:
         for each in reversed(programs):
             each.stop()
@@ -162,6 +178,7 @@ def main() -> None:
                         costs[name].append(cost)
             what = f"hello behind a BEAM, {connections} connection{'s' * (connections > 1)}"
             compared(what, rates["ours"], rates["uvicorn"], "/s", "uvicorn", at_least(0.5))
+            compared("  beside sidewinder serve", rates["ours"], rates["serve"], "/s", "serve")
             absolute("  processor time of the node", costs["ours"], "us")
             absolute("  processor time of uvicorn", costs["uvicorn"], "us")
 
