@@ -1,0 +1,57 @@
+"""Which servers the tests speak to.
+
+WEB_SERVERS names them ("ours" if unset): "ours,ours-loop", or "granian" to see what a test says of another one.
+A server is started when the first test asks for it, one for each set of options, and all are looked at when they end:
+none may have crashed, given an application what ASGI does not have, or left a traceback that no test asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from servers import REFERENCE, Server
+
+SUBJECTS = tuple(os.environ.get("WEB_SERVERS", "ours").split(","))
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Start]:
+    """Starts a server, or gives the one that runs with the same options."""
+    servers: list[Server] = []
+
+    @functools.cache
+    def started(kind: str, target: str = "app:app", **options: Any) -> Server:
+        server = Server(kind, target, **options)
+        servers.append(server)
+        return server
+
+    yield started
+    faults = []
+    for server in servers:
+        alive = server.process.poll() is None
+        code = server.stop()
+        if not alive or code not in (0, -15):
+            faults.append(f"{server.kind}: exited with {code}:\n{server.output[-4000:]}")
+        faults += [f"{server.kind}: {fault}" for fault in sorted(set(server.violations))]
+        server.log.close()
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture(scope="session", params=SUBJECTS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def server(start: Start, kind: str) -> Server:
+    return start(kind)
+
+
+@pytest.fixture(scope="session")
+def reference(start: Start) -> Server:
+    return start(REFERENCE)
