@@ -217,6 +217,13 @@ class Client:
         return answers
 
 
+def parsed(raw: bytes) -> tuple[Response, bytes]:
+    """The first answer in these bytes, which are all that came, and what is behind it."""
+    with Client(socket.socket()) as client:
+        client.data, client.ended = raw, True
+        return client.response(), client.data
+
+
 def parsed_fields(fields: Sequence[bytes]) -> list[tuple[str, str]]:
     headers = []
     for text in fields:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,3 +56,9 @@ def server(start: Start, kind: str) -> Server:
 @pytest.fixture(scope="session")
 def reference(start: Start) -> Server:
     return start(REFERENCE)
+
+
+@pytest.fixture
+def token() -> str:
+    """What a test's handlers note things under, and nobody else's."""
+    return secrets.token_hex(8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import socket
 import struct
 import time
@@ -460,11 +459,6 @@ def noted(server: Server, token: str, seconds: float = 5, at_least: int = 1) -> 
         if len(told) >= at_least or time.monotonic() > deadline:
             return told
         time.sleep(0.02)
-
-
-@pytest.fixture
-def token() -> str:
-    return secrets.token_hex(8)
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
