@@ -384,6 +384,15 @@ def suite_web() -> Count:
     return count
 
 
+def suite_http() -> Count:
+    """The web server from raw sockets, beside other servers and with other clients."""
+    venv = run([ROOT / "tests/run/venv", "web"], RESULTS / "http-venv.log")
+    if venv.code != 0:
+        return Count().fail(f"tests/run/venv web {venv.describe()}")
+    own = "--confcutdir=tests/web/conformance"  # not the other web tests' conftest.py
+    return pytest("http", ROOT / "build/web-venv/bin/python", "tests/web/conformance", own)
+
+
 def conformance(name: str, *options: str) -> Count:
     report = RESULTS / f"{name}.xml"
     command: Command = [PYTHON, "tests/loop/conformance.py", "--report", report, *options]
@@ -534,6 +543,7 @@ SUITES = (
     Suite("python", suite_python, "tests/python"),
     Suite("loop", suite_loop, "tests/loop"),
     Suite("web", suite_web, "tests/web"),
+    Suite("http", suite_http, "tests/web/conformance"),
     Suite("erlang", suite_erlang, "tests/erlang"),
     Suite("e2e", suite_e2e, "tests/e2e"),
     Suite("faults", suite_faults, "tests/faults/run"),

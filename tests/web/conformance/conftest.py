@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from servers import REFERENCE, Server
+from servers import REFERENCE, Server, Start
 
 SUBJECTS = tuple(os.environ.get("WEB_SERVERS", "ours").split(","))
-Start = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")

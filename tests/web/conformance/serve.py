@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import json
 import logging
@@ -20,6 +21,7 @@ import sys
 from typing import Any
 
 Options = dict[str, Any]
+PR_SET_PDEATHSIG = 1  # Linux
 
 
 def imported(target: str) -> Any:
@@ -162,6 +164,8 @@ def ours(kind: str, target: str, options: Options) -> None:
 
 
 def main() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # none outlives its test
     kind, target, options = sys.argv[1], sys.argv[2], json.loads((sys.argv + ["{}"])[3])
     logging.basicConfig(level=logging.WARNING)
     if kind.startswith("uv"):

@@ -1,8 +1,8 @@
 """HTTP/1.1 as RFC 9110 and 9112 have it, read the one way that nobody can misunderstand: what the servers are held to.
 
-Where the standard leaves a choice that no two parsers could take differently to somebody's harm (an empty line before a
-request, an extension of a chunk, the same length twice) it accepts; a server may refuse that. What it refuses a server
-must refuse.
+Where the standard leaves a choice that no two parsers could take differently to somebody's harm (empty lines before a
+request, however they end, several spaces in its line, a fragment, an extension of a chunk, the same length twice) it accepts; a server may
+refuse that. What it refuses a server must refuse.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 Fields = list[tuple[str, str]]
 
 REQUEST_LINE = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])", re.DOTALL
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) +([^\x00-\x20\x7f]+) +HTTP/1\.([01])", re.DOTALL
 )
 FIELD = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*",
@@ -61,8 +61,8 @@ def read(data: bytes) -> Reading:
     reading, source = Reading(), Source(data)
     try:
         while True:
-            while source.data.startswith(b"\r\n", source.at):
-                source.at += 2
+            while source.data[source.at : source.at + 1] in (b"\r", b"\n"):
+                source.at += 1
             if source.at == len(data):
                 return reading
             reading.requests.append(source.request())
@@ -147,8 +147,9 @@ class Source:
 
 
 def target(method: bytes, text: bytes) -> tuple[str, str]:
-    if b"#" in text or method == b"CONNECT":
+    if method == b"CONNECT":
         raise Refused("the target")
+    text = text.partition(b"#")[0]
     if absolute := ABSOLUTE.fullmatch(text.partition(b"?")[0]):
         path = absolute[2] or b"/"
     elif text.startswith(b"/") or text == b"*":

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import strict_parser
 from client import Broken, Client, Response, parsed
-from conftest import Start
-from servers import Server
+from servers import Server, Start
 from test_requests import HOST, ask, chunked, chunked_request, request
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -187,9 +186,13 @@ START_LINES = {
     "NULs": b"\0" * 1000,
     "noise": bytes(random.Random(1).randrange(128, 256) for _ in range(1000)),
 }
-# A server may also take these for what they can only mean.
-HARMLESS = {"* of GET", "a fragment", "an empty transfer-encoding"}
+# A server may also take these for what they can only mean, or wait for a body that long.
+HARMLESS = {
+    *("* of GET", "a fragment", "an empty transfer-encoding", "two spaces"),
+    *("two spaces behind the target", "a length beyond 63 bits", "a size of all bits"),
+}
 VECTORS = FRAMING | CHUNKS | LINES | HOSTS | START_LINES
+HOSTILE = [name for name in VECTORS if name not in HARMLESS]
 
 
 def seen(server: Server, path: str) -> bool:
@@ -205,12 +208,10 @@ def refusal(raw: bytes) -> None:
     assert answer.closes and answer.whole and not rest, raw[:300]
 
 
-@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_it_is_refused_the_connection_closed_and_what_follows_is_no_request(
     server: Server, name: str, token: str
 ) -> None:
-    if name in HARMLESS:
-        pytest.skip("another test says what may become of it")
     with Client(server.connect()) as client:
         client.send(VECTORS[name] + request(f"/smuggled-{token}"))
         raw = client.rest(5)
@@ -220,21 +221,25 @@ def test_it_is_refused_the_connection_closed_and_what_follows_is_no_request(
     assert not seen(server, f"/smuggled-{token}")
 
 
-@pytest.mark.parametrize("name", [name for name in VECTORS if name not in CHUNKS])
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name not in CHUNKS])
 def test_what_is_refused_is_answered_and_not_only_hung_up_on(server: Server, name: str) -> None:
-    if name in HARMLESS:
-        pytest.skip("another test says what may become of it")
     with Client(server.connect()) as client:
         client.send(VECTORS[name])
         assert client.rest(5).startswith(b"HTTP/1.1 "), name
 
 
 @pytest.mark.parametrize("name", sorted(HARMLESS))
-def test_what_is_harmless_is_refused_or_answered_once(server: Server, name: str) -> None:
+def test_what_is_harmless_is_refused_or_answered_once_or_waited_for(
+    server: Server, token: str, name: str
+) -> None:
     with Client(server.connect()) as client:
         client.send(VECTORS[name])
-        answer = client.response(seconds=5)
-    assert answer.status in (200, 400, 404, 501)
+        try:
+            assert client.response(seconds=1).status in (200, 400, 404, 501)
+        except TimeoutError:
+            client.send(request(f"/smuggled-{token}"))
+            assert not client.at_end(0.2)
+            assert not seen(server, f"/smuggled-{token}")
 
 
 def test_a_refusal_reaches_a_client_that_is_still_sending(server: Server) -> None:
@@ -325,7 +330,7 @@ def drip(server: Server, first: bytes, drop: bytes, seconds: float) -> tuple[flo
 def test_a_head_that_never_ends_is_cut_off(limited: Server, first: bytes, drop: bytes) -> None:
     took, said = drip(limited, first, drop, 6)
     assert took < 4
-    assert not said or said.startswith((b"HTTP/1.1 408", b"HTTP/1.1 431", b"HTTP/1.1 414")), said
+    assert not said or said[9:12] in (b"400", b"408", b"414", b"431"), said
 
 
 def test_a_body_that_never_comes_is_cut_off(limited: Server) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from app import WRONG
 from client import Client, Response
-from conftest import Start
-from servers import Server
+from servers import Server, Start
 
 BODY = bytes(range(256)) * 4
 BIG = bytes(range(256)) * 4096  # 1 MB
@@ -136,6 +135,14 @@ def length_is(wanted: str) -> Callable[[Outcome], None]:
         assert outcome.responses[0].one("content-length") == wanted
 
     return check
+
+
+HELD_BACK = "uvicorn sends the head at once; ASGI: not before the first message of the body"
+
+
+def nothing(outcome: Outcome) -> None:
+    """The status says it."""
+    assert len(outcome.responses) == 1
 
 
 def says_keep_alive(outcome: Outcome) -> None:
@@ -266,7 +273,12 @@ def bodies() -> list[Case]:
         ),
         one("a large echo as it comes", request("/echo-stream", method="POST", body=BIG)),
         # The client waits for 100 in a test of its own; here it sends at once.
-        one("an expectation not waited for", request("/echo", "expect: 100-continue", body=BODY)),
+        one(
+            "an expectation not waited for",
+            request("/echo", "expect: 100-continue", body=BODY),
+            unlike="uvicorn says 100 for a body it has; RFC 9110, 10.1.1: that may be left out",
+            check=nothing,
+        ),
     ]
 
 
@@ -313,14 +325,35 @@ def answers() -> list[Case]:
         one("not reading a small body", request("/ignore", method="POST", body=b"unread")),
         one("not reading a chunked body", chunked_request("/ignore", chunked(b"unread"))),
         one("an exception before the start", request("/raise/before"), 500, closes=None),
-        one("an exception after the start", request("/raise/start"), 200, closes=True),
+        one(
+            "an exception after the start",
+            request("/raise/start"),
+            500,
+            closes=None,
+            unlike=HELD_BACK,
+            check=nothing,
+        ),
         one("an exception in the middle", request("/raise/midway"), 200, closes=True),
         one("an exception after the answer", request("/raise/after"), 200, closes=None),
         one("no answer at all", request("/silent/before"), 500, closes=None),
-        one("a start without a body", request("/silent/start"), 200, closes=True),
+        one(
+            "a start without a body",
+            request("/silent/start"),
+            500,
+            closes=None,
+            unlike=HELD_BACK,
+            check=nothing,
+        ),
         one("half a streamed answer", request("/silent/midway"), 200, closes=True),
         one("less than its content-length", request("/length/10/5"), 200, closes=True),
-        one("more than its content-length", request("/length/5/10"), 200, closes=True),
+        one(
+            "more than its content-length",
+            request("/length/5/10"),
+            500,
+            closes=None,
+            unlike="uvicorn sends the head before it looks at the body: the client waits in vain",
+            check=nothing,
+        ),
     ]
     return cases
 
@@ -551,9 +584,10 @@ def test_the_body_reaches_the_application_as_it_comes(server: Server) -> None:
     with Client(server.connect()) as client:
         client.send(request("/echo-stream", "transfer-encoding: chunked", method="POST"))
         deadline = time.monotonic() + 5
-        client.until(b"\r\n\r\n", deadline)
         for piece in (b"one", b"two", b"three"):
             client.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if piece == b"one":
+                client.until(b"\r\n\r\n", deadline)
             assert client.until(b"\r\n", deadline) == b"%x" % len(piece)
             assert client.until(b"\r\n", deadline) == piece
         client.send(b"0\r\n\r\n")

@@ -152,9 +152,10 @@ class WebSocket(Client):
 
     def message(self, seconds: float = PATIENCE) -> str | bytes | End:
         """The next message, or how it ended; answers pings meanwhile."""
+        deadline = time.monotonic() + seconds
         opcode, parts, squeezed = 0, [], False
         while True:
-            got = self.frame(seconds)
+            got = self.frame(deadline - time.monotonic())
             if got is None:
                 return End(None)
             if got.opcode == CLOSE:
