@@ -42,7 +42,7 @@ image() {
     buildah inspect --type image localhost/sidewinder-base >/dev/null 2>&1 || "$root/deploy/docker/base" || exit 1
     # What this machine trusts, for the one thing that does not come from Debian.
     buildah bud --isolation chroot --layers --build-arg BASE=localhost/sidewinder-base \
-        --volume "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}:/etc/ssl/certs/ca-certificates.crt:ro" \
+        --volume "${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}:/run/pip.crt:ro" --build-arg PIP_CERT=/run/pip.crt \
         --ignorefile "$root/deploy/docker/Dockerfile.dockerignore" -f "$root/deploy/docker/Dockerfile" -t "$image" "$root" \
         >"$work/image.log" 2>&1
 }
