@@ -470,8 +470,11 @@ a_framework_gives_the_answers_that_it_gives_under_uvicorn(Config) ->
         front:port(Front)
     end),
     Direct = list_to_integer(sw_e2e:free_port()),
-    Uvicorn = sw_e2e:start_program(filename:join(Venv, "bin/python"),
-                                   ["-m", "uvicorn", "asgi_framework:app", "--port", integer_to_list(Direct)],
+    % It ends with its standard input, so with this test.
+    Script = "\"$0\" \"$@\" & cat >/dev/null; kill -9 $!; wait $!",
+    Uvicorn = sw_e2e:start_program("/bin/sh",
+                                   ["-c", Script, filename:join(Venv, "bin/python"), "-m", "uvicorn",
+                                    "asgi_framework:app", "--port", integer_to_list(Direct)],
                                    [{"PYTHONPATH", filename:join(sw_e2e:root(), "tests/e2e/python")}]),
     _ = sw_e2e:wait_line(Uvicorn, "Uvicorn running"),
     Requests = [{"GET", "/items/7?q=%C3%A9", [], <<>>}, {"GET", "/items/x", [], <<>>}, {"GET", "/sync", [], <<>>},
@@ -491,7 +494,7 @@ a_framework_gives_the_answers_that_it_gives_under_uvicorn(Config) ->
          end,
          ?assertEqual({Method, Target, Ask(Direct)}, {Method, Target, Ask(Behind)})
      end || {Method, Target, Headers, Body} <- Requests],
-    ok = sw_e2e:kill(Uvicorn),
+    Uvicorn ! close,
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
 
