@@ -1,6 +1,7 @@
 """One server of one application, on a free port of the loopback; its first line says where: "at 40123".
 
-    serve.py uvicorn|uvicorn-h11|uvicorn-websockets|uvloop|granian|ours|ours-loop|server MODULE:ATTRIBUTE [OPTIONS-AS-JSON]
+    serve.py KIND MODULE:ATTRIBUTE [OPTIONS-AS-JSON]
+    with uvicorn, uvicorn-h11, uvicorn-websockets, uvloop, granian, wsgiref, ours, ours-loop or server as KIND
 
 "ours" is the native protocol on asyncio's own loop, "ours-loop" on ErlangEventLoop, "server" is erlang_web.Server.
 The options are those of erlang_web._http.Service; the others are given what they have of them. "wsgi": true
@@ -81,6 +82,18 @@ def granian(target: str, options: Options) -> None:
     )
     server.on_startup(lambda: print("at", port, flush=True))
     server.serve()
+
+
+def wsgiref(target: str) -> None:
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+    class Handler(WSGIRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, imported(target), handler_class=Handler)
+    told(server.socket)
+    server.serve_forever()
 
 
 class Lifespan:
@@ -170,6 +183,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     if kind.startswith("uv"):
         uvicorn(kind, target, options)
+    elif kind == "wsgiref":
+        wsgiref(target)
     elif kind == "granian":
         granian(target, options)
     else:

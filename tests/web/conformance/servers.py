@@ -33,7 +33,7 @@ class Server:
         )
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "serve.py"), kind, target, json.dumps(options)],
-            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0"},
             cwd=HERE,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
