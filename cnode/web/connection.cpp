@@ -22,14 +22,14 @@ struct ConnectionObject {
   PyObject_HEAD Connection* connection;
 };
 
-Connection*& place_of(PyObject* self) {
+Connection*& connection_place(PyObject* self) {
   return reinterpret_cast<ConnectionObject*>(self)->connection;
 }
 
 }  // namespace
 
 Connection& connection_of(PyObject* object) {
-  Connection* connection = place_of(object);
+  Connection* connection = connection_place(object);
   if (connection == nullptr) py::raise(PyExc_RuntimeError, "the connection is gone");
   return *connection;
 }
@@ -555,27 +555,27 @@ PyObject* connection_do(PyObject* self, PyObject*) {
 
 int connection_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  return place_of(self) == nullptr ? 0 : place_of(self)->traverse(visit, arg);
+  return connection_place(self) == nullptr ? 0 : connection_place(self)->traverse(visit, arg);
 }
 
 int connection_clear(PyObject* self) {
-  if (place_of(self) != nullptr) place_of(self)->clear();
+  if (connection_place(self) != nullptr) connection_place(self)->clear();
   return 0;
 }
 
 void connection_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
-  if (Connection* connection = place_of(self)) {
+  if (Connection* connection = connection_place(self)) {
     connection->clear();
     const py::Ref service = connection->release_service();
-    delete std::exchange(place_of(self), nullptr);
+    delete std::exchange(connection_place(self), nullptr);
   }
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
 }
 
-PyMethodDef g_methods[] = {
+PyMethodDef g_connection_methods[] = {
     {"connection_made", connection_made, METH_O, nullptr},
     {"connection_lost", connection_lost, METH_O, nullptr},
     {"get_buffer", get_buffer, METH_O, nullptr},
@@ -585,15 +585,16 @@ PyMethodDef g_methods[] = {
     {"resume_writing", connection_do<&Connection::resume_writing>, METH_NOARGS, nullptr},
     {}};
 
-PyType_Slot g_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(connection_dealloc)},
-                         {Py_tp_traverse, reinterpret_cast<void*>(connection_traverse)},
-                         {Py_tp_clear, reinterpret_cast<void*>(connection_clear)},
-                         {Py_tp_methods, g_methods},
-                         {0, nullptr}};
+PyType_Slot g_connection_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(connection_dealloc)},
+                                    {Py_tp_traverse, reinterpret_cast<void*>(connection_traverse)},
+                                    {Py_tp_clear, reinterpret_cast<void*>(connection_clear)},
+                                    {Py_tp_methods, g_connection_methods},
+                                    {0, nullptr}};
 
-PyType_Spec g_spec{"erlang_web._http.Connection", sizeof(ConnectionObject), 0,
-                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                   g_slots};
+PyType_Spec g_connection_spec{
+    "erlang_web._http.Connection", sizeof(ConnectionObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    g_connection_slots};
 
 }  // namespace
 
@@ -603,14 +604,14 @@ int connection_exec(PyObject* module, State& state) {
     const py::Ref base = py::attribute(asyncio.get(), "BufferedProtocol");
     const py::Ref bases = py::check(PyTuple_Pack(1, base.get()));
     state.connection_type = reinterpret_cast<PyTypeObject*>(
-        py::check(PyType_FromModuleAndSpec(module, &g_spec, bases.get())).release());
+        py::check(PyType_FromModuleAndSpec(module, &g_connection_spec, bases.get())).release());
     return 0;
   });
 }
 
 py::Ref new_connection(State& state, Service& service, PyObject* service_object) {
   py::Ref object = py::check(state.connection_type->tp_alloc(state.connection_type, 0));
-  place_of(object.get()) = new Connection(service, service_object, object.get());
+  connection_place(object.get()) = new Connection(service, service_object, object.get());
   return object;
 }
 

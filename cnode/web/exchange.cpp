@@ -12,7 +12,9 @@ struct ExchangeObject {
   PyObject_HEAD Exchange* exchange;
 };
 
-Exchange*& place_of(PyObject* self) { return reinterpret_cast<ExchangeObject*>(self)->exchange; }
+Exchange*& exchange_place(PyObject* self) {
+  return reinterpret_cast<ExchangeObject*>(self)->exchange;
+}
 
 PyObject* exchange_receive(PyObject* self, PyObject*) {
   return guarded<PyObject*>(nullptr, [&] { return exchange_of(self).receive().release(); });
@@ -37,46 +39,46 @@ PyMethodDef g_done{"done", exchange_done, METH_O, nullptr};
 
 int exchange_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  return place_of(self) == nullptr ? 0 : place_of(self)->traverse(visit, arg);
+  return exchange_place(self) == nullptr ? 0 : exchange_place(self)->traverse(visit, arg);
 }
 
 int exchange_clear(PyObject* self) {
-  if (place_of(self) != nullptr) place_of(self)->clear();
+  if (exchange_place(self) != nullptr) exchange_place(self)->clear();
   return 0;
 }
 
 void exchange_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   exchange_clear(self);
-  delete place_of(self);
+  delete exchange_place(self);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
 }
 
-PyType_Slot g_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(exchange_dealloc)},
-                         {Py_tp_traverse, reinterpret_cast<void*>(exchange_traverse)},
-                         {Py_tp_clear, reinterpret_cast<void*>(exchange_clear)},
-                         {0, nullptr}};
+PyType_Slot g_exchange_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(exchange_dealloc)},
+                                  {Py_tp_traverse, reinterpret_cast<void*>(exchange_traverse)},
+                                  {Py_tp_clear, reinterpret_cast<void*>(exchange_clear)},
+                                  {0, nullptr}};
 
-PyType_Spec g_spec{"erlang_web._http.Exchange", sizeof(ExchangeObject), 0,
-                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                   g_slots};
+PyType_Spec g_exchange_spec{
+    "erlang_web._http.Exchange", sizeof(ExchangeObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, g_exchange_slots};
 
 }  // namespace
 
 int exchange_exec(PyObject* module, State& state) {
   state.exchange_type =
-      reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &g_spec, nullptr));
+      reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &g_exchange_spec, nullptr));
   return state.exchange_type == nullptr ? -1 : 0;
 }
 
-Exchange& exchange_of(PyObject* object) { return *place_of(object); }
+Exchange& exchange_of(PyObject* object) { return *exchange_place(object); }
 
 py::Ref new_exchange(State& state, std::unique_ptr<Exchange> exchange) {
   py::Ref object = py::check(state.exchange_type->tp_alloc(state.exchange_type, 0));
   exchange->set_object(object.get());
-  place_of(object.get()) = exchange.release();
+  exchange_place(object.get()) = exchange.release();
   return object;
 }
 

@@ -106,23 +106,17 @@ int execute(PyObject* module) {
   return service_exec(module, state);
 }
 
-PyModuleDef_Slot g_slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)},
+PyModuleDef_Slot g_module_slots[] = {
+    {Py_mod_exec, reinterpret_cast<void*>(execute)},
 #if PY_VERSION_HEX >= 0x030C0000
-                              {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
-                              {0, nullptr}};
+    {0, nullptr}};
 
 }  // namespace
 
-PyModuleDef g_module{PyModuleDef_HEAD_INIT,
-                     "erlang_web._http",
-                     nullptr,
-                     sizeof(State),
-                     nullptr,
-                     g_slots,
-                     traverse,
-                     clear,
-                     free_module};
+PyModuleDef g_module{PyModuleDef_HEAD_INIT, "erlang_web._http", nullptr, sizeof(State), nullptr,
+                     g_module_slots,        traverse,           clear,   free_module};
 
 State& state_of(PyObject* module) { return raw_state(module); }
 

@@ -5,11 +5,11 @@
 namespace web {
 namespace {
 
-char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+char to_lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 
 bool same_text(std::string_view value, std::string_view lower_case) {
   return std::equal(value.begin(), value.end(), lower_case.begin(), lower_case.end(),
-                    [](char a, char b) { return lower(a) == b; });
+                    [](char a, char b) { return to_lower(a) == b; });
 }
 
 constexpr std::size_t kMaxExtensions = 16 * 1024;
@@ -35,7 +35,7 @@ struct RequestParser::Callbacks {
     const std::size_t before = self.text_.size();
     if (const int refused = self.add(*span, data, size)) return refused;
     std::transform(self.text_.begin() + static_cast<std::ptrdiff_t>(before), self.text_.end(),
-                   self.text_.begin() + static_cast<std::ptrdiff_t>(before), lower);
+                   self.text_.begin() + static_cast<std::ptrdiff_t>(before), to_lower);
     return 0;
   }
   // An empty value is not told, its name's end is.

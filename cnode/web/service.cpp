@@ -14,7 +14,7 @@ struct ServiceObject {
   PyObject_HEAD Service* service;
 };
 
-Service*& place_of(PyObject* self) { return reinterpret_cast<ServiceObject*>(self)->service; }
+Service*& service_place(PyObject* self) { return reinterpret_cast<ServiceObject*>(self)->service; }
 
 py::Ref root_path_of(const std::string& prefix) {
   return py::check(
@@ -50,7 +50,7 @@ void must(bool condition, const char* what) {
 }  // namespace
 
 Service& service_of(PyObject* object) {
-  Service* service = place_of(object);
+  Service* service = service_place(object);
   if (service == nullptr) py::raise(PyExc_RuntimeError, "the service is gone");
   return *service;
 }
@@ -207,26 +207,26 @@ PyObject* service_new(PyTypeObject* type, PyObject* arguments, PyObject* keyword
   return guarded<PyObject*>(nullptr, [&] {
     py::Ref self = py::check(type->tp_alloc(type, 0));
     State& state = *static_cast<State*>(PyType_GetModuleState(type));
-    place_of(self.get()) = new Service(state, self.get());
-    place_of(self.get())->open(arguments, keywords);
+    service_place(self.get()) = new Service(state, self.get());
+    service_place(self.get())->open(arguments, keywords);
     return self.release();
   });
 }
 
 int service_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
-  return place_of(self) == nullptr ? 0 : place_of(self)->traverse(visit, arg);
+  return service_place(self) == nullptr ? 0 : service_place(self)->traverse(visit, arg);
 }
 
 int service_clear(PyObject* self) {
-  if (place_of(self) != nullptr) place_of(self)->clear();
+  if (service_place(self) != nullptr) service_place(self)->clear();
   return 0;
 }
 
 void service_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   service_clear(self);
-  delete place_of(self);
+  delete service_place(self);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -251,7 +251,7 @@ PyObject* service_stats(PyObject* self, PyObject*) {
   return guarded<PyObject*>(nullptr, [&] { return service_of(self).stats().release(); });
 }
 
-PyMethodDef g_methods[] = {
+PyMethodDef g_service_methods[] = {
     {"sweep", service_do<&Service::sweep>, METH_NOARGS,
      "sweep(): once a second: cuts off who is late, sends pings."},
     {"drain", service_do<&Service::drain>, METH_NOARGS,
@@ -260,7 +260,7 @@ PyMethodDef g_methods[] = {
     {"stats", service_stats, METH_NOARGS, "stats() -> dict: counters, and what there is now."},
     {}};
 
-PyType_Slot g_slots[] = {
+PyType_Slot g_service_slots[] = {
     {Py_tp_doc,
      const_cast<char*>(
          "What the connections of one server share; its call makes the protocol of a new one.")},
@@ -269,17 +269,17 @@ PyType_Slot g_slots[] = {
     {Py_tp_traverse, reinterpret_cast<void*>(service_traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(service_clear)},
     {Py_tp_call, reinterpret_cast<void*>(service_call)},
-    {Py_tp_methods, g_methods},
+    {Py_tp_methods, g_service_methods},
     {0, nullptr}};
 
-PyType_Spec g_spec{"erlang_web._http.Service", sizeof(ServiceObject), 0,
-                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, g_slots};
+PyType_Spec g_service_spec{"erlang_web._http.Service", sizeof(ServiceObject), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, g_service_slots};
 
 }  // namespace
 
 int service_exec(PyObject* module, State& state) {
   state.service_type =
-      reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &g_spec, nullptr));
+      reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &g_service_spec, nullptr));
   return state.service_type == nullptr ? -1 : PyModule_AddType(module, state.service_type);
 }
 
