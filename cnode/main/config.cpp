@@ -634,7 +634,7 @@ const std::vector<Setting>& settings() {
       {"web-server-header", "sidewinder", "the Server header of answers; none: there is none"},
       {"web-backlog", "2048", "web connections that may wait to be accepted"},
       {"web-max-line", "8192",
-       "longest target of a request, path and query, in bytes; beyond it: 414"},
+       "longest first line of a request: method, target and version, in bytes; beyond it: 414"},
       {"web-max-head", "65536",
        "longest head of a request, in bytes; a longer one is answered with 431"},
       {"web-max-headers", "128", "most headers of a request; more are answered with 431"},

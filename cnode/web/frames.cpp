@@ -10,6 +10,9 @@ namespace {
 
 // Less than this grows when it is compressed.
 constexpr std::size_t kWorthCompressing = 64;
+// What wslay says of a frame that it cannot read: a close without a code; and what is said instead.
+constexpr std::string_view kCloseWithoutCode("\x88\x00", 2);
+constexpr std::string_view kProtocolError("\x88\x02\x03\xea", 4);
 
 const std::uint8_t* bytes_of(std::string_view text) {
   return reinterpret_cast<const std::uint8_t*>(text.data());
@@ -37,6 +40,19 @@ struct Frames::Callbacks {
     of(user).output_.append(reinterpret_cast<const char*>(data), size);
     return static_cast<ssize_t>(size);
   }
+  static void begin(wslay_event_context_ptr, const wslay_event_on_frame_recv_start_arg* arg,
+                    void* user) {
+    of(user).in_close_ = arg->opcode == WSLAY_CONNECTION_CLOSE;
+  }
+  static void piece(wslay_event_context_ptr, const wslay_event_on_frame_recv_chunk_arg* arg,
+                    void* user) {
+    Frames& self = of(user);
+    if (self.in_close_)
+      self.closing_.append(reinterpret_cast<const char*>(arg->data), arg->data_length);
+  }
+  static void end(wslay_event_context_ptr, void* user) {
+    if (of(user).in_close_) of(user).peer_closed();
+  }
   static void message(wslay_event_context_ptr, const wslay_event_on_msg_recv_arg* arg, void* user) {
     of(user).message(*arg);
   }
@@ -48,8 +64,9 @@ Frames::Frames(Sink& sink, std::size_t max_message, const std::optional<DeflateT
     inflater_ = std::make_unique<Inflater>(*deflate);
     deflater_ = std::make_unique<Deflater>(*deflate);
   }
-  const wslay_event_callbacks callbacks{
-      Callbacks::receive, Callbacks::send, nullptr, nullptr, nullptr, nullptr, Callbacks::message};
+  const wslay_event_callbacks callbacks{Callbacks::receive, Callbacks::send,  nullptr,
+                                        Callbacks::begin,   Callbacks::piece, Callbacks::end,
+                                        Callbacks::message};
   if (wslay_event_context_server_init(&context_, &callbacks, this) != 0) throw std::bad_alloc();
   wslay_event_config_set_max_recv_msg_length(context_, max_message_);
   if (deflate) wslay_event_config_set_allowed_rsv_bits(context_, WSLAY_RSV1_BIT);
@@ -59,11 +76,16 @@ Frames::~Frames() { wslay_event_context_free(context_); }
 
 void Frames::feed(std::string_view bytes) {
   if (failed_) return;
+  const bool said = close_sent();
   input_ = bytes;
   const int status = wslay_event_recv(context_);
   input_ = {};
   flush();
-  if (status != 0) failed_ = true;  // a frame that is none, or no memory
+  if (status != 0) {  // a frame that is none, or no memory
+    failed_ = true;
+    if (!said && output_.ends_with(kCloseWithoutCode))
+      output_.replace(output_.size() - kCloseWithoutCode.size(), std::string::npos, kProtocolError);
+  }
   // wslay says what is wrong with a frame in a close frame of its own and reads no more.
   const bool reads = wslay_event_get_read_enabled(context_) != 0;
   if ((!failed_ && reads) || std::exchange(told_, true)) return;
@@ -74,15 +96,9 @@ void Frames::feed(std::string_view bytes) {
 
 void Frames::message(const wslay_event_on_msg_recv_arg& arg) {
   if (failed_) return;
-  const std::string_view bytes(reinterpret_cast<const char*>(arg.msg), arg.msg_length);
-  if (arg.opcode == WSLAY_CONNECTION_CLOSE) {
-    if (std::exchange(told_, true)) return;
-    const auto code =
-        arg.status_code == 0 ? std::uint16_t{WSLAY_CODE_NO_STATUS_RCVD} : arg.status_code;
-    return sink_.on_close(code, bytes.size() > 2 ? bytes.substr(2) : std::string_view{});
-  }
   if (arg.opcode != WSLAY_TEXT_FRAME && arg.opcode != WSLAY_BINARY_FRAME) return;
   if (close_sent()) return;  // what was on its way when we closed
+  const std::string_view bytes(reinterpret_cast<const char*>(arg.msg), arg.msg_length);
   const Kind kind = arg.opcode == WSLAY_TEXT_FRAME ? Kind::kText : Kind::kBinary;
   if (wslay_get_rsv1(arg.rsv) == 0) return sink_.on_message(kind, bytes);
   std::string inflated;
@@ -94,6 +110,21 @@ void Frames::message(const wslay_event_on_msg_recv_arg& arg) {
     case Inflater::Result::kTooLarge:
       return fail(WSLAY_CODE_MESSAGE_TOO_BIG);
   }
+}
+
+// Before wslay judges it: the first close frame counts.
+void Frames::peer_closed() {
+  if (failed_ || wslay_event_get_read_enabled(context_) == 0) return;
+  if (closing_.empty()) {
+    if (!std::exchange(told_, true)) sink_.on_close(WSLAY_CODE_NO_STATUS_RCVD, {});
+    return;
+  }
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(closing_[i]); };
+  const long code = closing_.size() < 2 ? 0 : byte(0) * 256L + byte(1);
+  if (!is_close_code(code)) return fail(WSLAY_CODE_PROTOCOL_ERROR);
+  const std::string_view reason = std::string_view(closing_).substr(2);
+  close(static_cast<std::uint16_t>(code), reason);
+  if (!std::exchange(told_, true)) sink_.on_close(static_cast<std::uint16_t>(code), reason);
 }
 
 bool Frames::send(Kind kind, std::string_view bytes) {
@@ -136,6 +167,11 @@ void Frames::fail(std::uint16_t code) {
 }
 
 bool Frames::close_sent() const { return wslay_event_get_close_sent(context_) != 0; }
+
+bool Frames::is_close_code(long code) {
+  const bool named = code >= 1000 && code <= 1014;  // 1012 to 1014 came after the RFC
+  return (named && code != 1004 && code != 1005 && code != 1006) || (code >= 3000 && code <= 4999);
+}
 
 bool Frames::finished() const {
   return failed_ || wslay_event_get_read_enabled(context_) == 0 ||

@@ -5,7 +5,8 @@
 //   send(), ping(), close() ──▶ output(), to be written by whoever owns us
 //
 // Pings are answered, fragments put together, text is valid UTF-8 unless it was compressed: then
-// that is for the sink to see, and to call fail(1007).
+// that is for the sink to see, and to call fail(1007). Close frames are read here: wslay knows the
+// codes of the RFC and not those registered since, and lets one of a single byte pass.
 #pragma once
 
 #include <wslay/wslay.h>
@@ -51,6 +52,8 @@ class Frames {
 
   std::string& output() { return output_; }
   bool close_sent() const;
+  // Whether a close frame may have it: by the RFC, or by what IANA has registered since.
+  static bool is_close_code(long code);
   // Nothing more will come, nor has anything more to be said: the connection can go.
   bool finished() const;
 
@@ -58,6 +61,7 @@ class Frames {
   struct Callbacks;
   void flush();
   void message(const wslay_event_on_msg_recv_arg& arg);
+  void peer_closed();
 
   Sink& sink_;
   const std::size_t max_message_;
@@ -65,6 +69,8 @@ class Frames {
   std::unique_ptr<Deflater> deflater_;
   wslay_event_context_ptr context_ = nullptr;
   std::string_view input_;
+  bool in_close_ = false;  // the frame that is being read is a close frame
+  std::string closing_;    // its payload
   std::string output_;
   bool failed_ = false;
   bool told_ = false;  // on_close was called

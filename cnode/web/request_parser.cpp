@@ -1,6 +1,7 @@
 #include "cnode/web/request_parser.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace web {
 namespace {
@@ -13,6 +14,8 @@ bool same_text(std::string_view value, std::string_view lower_case) {
 }
 
 constexpr std::size_t kMaxExtensions = 16 * 1024;
+// Who keeps lengths with a sign reads another one beyond this.
+constexpr std::uint64_t kMaxLength = INT64_MAX;
 
 }  // namespace
 
@@ -24,7 +27,6 @@ struct RequestParser::Callbacks {
   }
   static int url(llhttp_t* parser, const char* data, std::size_t size) {
     RequestParser& self = of(parser);
-    if (self.target_.size + size > self.limits_.line) return self.refuse(414, "URI Too Long");
     return self.add(self.target_, data, size);
   }
   static int field(llhttp_t* parser, const char* data, std::size_t size) {
@@ -49,6 +51,13 @@ struct RequestParser::Callbacks {
     return self.add(self.spans_.back().second, data, size);
   }
   static int headers_complete(llhttp_t* parser) { return of(parser).head_complete(); }
+  static int chunk_size(llhttp_t* parser) {
+    RequestParser& self = of(parser);
+    if (parser->content_length > kMaxLength) return self.refuse(400, "Bad Request");
+    if (self.limits_.body != 0 && parser->content_length > self.limits_.body - self.body_bytes_)
+      return self.refuse(413, "Content Too Large");
+    return 0;
+  }
   static int body(llhttp_t* parser, const char* data, std::size_t size) {
     RequestParser& self = of(parser);
     self.body_bytes_ += size;
@@ -76,6 +85,7 @@ struct RequestParser::Callbacks {
       made.on_header_field_complete = field_complete;
       made.on_header_value = value;
       made.on_headers_complete = headers_complete;
+      made.on_chunk_header = chunk_size;
       made.on_body = body;
       made.on_chunk_extension_name = extension;
       made.on_chunk_extension_value = extension;
@@ -152,8 +162,9 @@ int RequestParser::check_head() {
   if (hosts > 1 || (hosts == 0 && parser_.http_minor == 1)) return refuse(400, "Bad Request");
   // A length that an older server or proxy in front did not see.
   if (codings > 1 || (codings == 1 && parser_.http_minor == 0)) return refuse(400, "Bad Request");
-  if (limits_.body != 0 && (parser_.flags & F_CONTENT_LENGTH) != 0 &&
-      parser_.content_length > limits_.body)
+  if ((parser_.flags & F_CONTENT_LENGTH) == 0) return 0;
+  if (parser_.content_length > kMaxLength) return refuse(400, "Bad Request");
+  if (limits_.body != 0 && parser_.content_length > limits_.body)
     return refuse(413, "Content Too Large");
   return 0;
 }
@@ -186,7 +197,38 @@ int RequestParser::head_complete() {
   return told(sink_.on_head(head));
 }
 
+// How many of the bytes may be parsed: up to one that the first line may not have, of which llhttp
+// would not complain.
+std::size_t RequestParser::take_line(std::string_view bytes) {
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const char c = bytes[i];
+    if (c == '\r' || c == '\n') {
+      if (line_bytes_ == 0) continue;  // an empty line before it
+      in_line_ = false;
+      return bytes.size();
+    }
+    if (++line_bytes_ > limits_.line) {
+      refuse(414, "URI Too Long");
+      return i;
+    }
+    if (c == ' ' && after_space_) {
+      refuse(400, "Bad Request");
+      return i;
+    }
+    after_space_ = c == ' ';
+  }
+  return bytes.size();
+}
+
 RequestParser::Outcome RequestParser::feed(std::string_view bytes) {
+  if (!in_line_) return run(bytes);
+  const std::size_t good = take_line(bytes);
+  const Outcome outcome = run(bytes.substr(0, good));
+  if (outcome.state != State::kMore || good == bytes.size()) return outcome;
+  return {State::kRefused, good, status_, reason_};
+}
+
+RequestParser::Outcome RequestParser::run(std::string_view bytes) {
   const bool was_in_head = !head_done_ || !in_request_;
   const llhttp_errno_t error = llhttp_execute(&parser_, bytes.data(), bytes.size());
   if (error == HPE_OK) {
@@ -210,6 +252,9 @@ RequestParser::Outcome RequestParser::feed(std::string_view bytes) {
 void RequestParser::next() {
   llhttp_resume(&parser_);
   head_done_ = false;
+  in_line_ = true;
+  after_space_ = false;
+  line_bytes_ = 0;
 }
 
 }  // namespace web

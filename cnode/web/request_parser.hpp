@@ -5,8 +5,8 @@
 //             answered └──────────── next() ◀────────────────┘
 //
 // llhttp is strict here: no bare line feeds, no folded lines, no space before a colon, one length.
-// What it leaves to its users is added: limits, exactly one Host, codings other than chunked,
-// versions.
+// What it leaves to its users is added: limits, one space between the parts of the first line,
+// exactly one Host, codings other than chunked, versions, lengths beyond 63 bits.
 #pragma once
 
 #include <llhttp.h>
@@ -23,7 +23,7 @@ namespace web {
 class RequestParser {
  public:
   struct Limits {
-    std::size_t line = 8192;    // bytes of the target
+    std::size_t line = 8192;    // bytes of the first line: method, target and version
     std::size_t head = 65536;   // bytes from the first to the empty line; of trailers, too
     std::size_t headers = 128;  // how many
     std::uint64_t body = 0;     // bytes; 0: no bound
@@ -89,6 +89,8 @@ class RequestParser {
   struct Callbacks;
 
   static RequestParser& of(llhttp_t* parser) { return *static_cast<RequestParser*>(parser->data); }
+  std::size_t take_line(std::string_view bytes);
+  Outcome run(std::string_view bytes);
   int refuse(int status, std::string_view reason);
   int told(bool go_on);
   int extra(std::size_t size);
@@ -101,6 +103,9 @@ class RequestParser {
   const Limits limits_;
   Sink& sink_;
   llhttp_t parser_{};
+  bool in_line_ = true;  // the first line is not complete
+  bool after_space_ = false;
+  std::size_t line_bytes_ = 0;
   bool in_request_ = false;
   bool head_done_ = false;
   bool stopped_ = false;

@@ -149,10 +149,8 @@ void SocketExchange::close_by(PyObject* message) {
   }
   std::string reason;
   if (PyObject* text = item_of(message, names.names.reason)) reason = utf8_of(text);
-  const bool sendable =
-      (code >= 1000 && code <= 1014 && code != 1004 && code != 1005 && code != 1006) ||
-      (code >= 3000 && code <= 4999);
-  if (!sendable && code != 1005) py::raise(PyExc_ValueError, "not a close code that may be sent");
+  if (!Frames::is_close_code(code) && code != 1005)
+    py::raise(PyExc_ValueError, "not a close code that may be sent");
   if (reason.size() > 123) py::raise(PyExc_ValueError, "a close reason has 123 bytes at most");
   stage_ = Stage::kClosed;
   connection().frames()->close(static_cast<std::uint16_t>(code), reason);

@@ -107,6 +107,39 @@ TEST_CASE("a close is answered with its code, once, and ends it", "[web]") {
   CHECK_FALSE(frames.send(Frames::Kind::kText, "nobody hears it"));
 }
 
+TEST_CASE("a close code that was registered after the standard is one, too", "[web]") {
+  for (const int code : {1012, 1013, 1014}) {
+    const std::string bytes = frame(0x88, close_payload(code, "later"));
+    for (std::size_t step = 1; step <= bytes.size(); ++step) {
+      Heard heard;
+      Frames frames(heard, 100, {});
+      for (std::size_t at = 0; at < bytes.size(); at += step)
+        frames.feed(std::string_view(bytes).substr(at, step));
+      CHECK(heard.closes == std::vector<std::string>{std::to_string(code) + ":later"});
+      CHECK(frames.output() == "\x88\x07" + close_payload(code, "later"));
+      CHECK(frames.finished());
+    }
+  }
+}
+
+TEST_CASE("a close without a code is answered without one", "[web]") {
+  Heard heard;
+  Frames frames(heard, 100, {});
+  frames.feed(frame(0x88, ""));
+  CHECK(heard.closes == std::vector<std::string>{"1005:"});
+  CHECK(frames.output() == std::string("\x88\x00", 2));
+  CHECK(frames.finished());
+}
+
+TEST_CASE("what is no frame behind our own close says nothing more", "[web]") {
+  Heard heard;
+  Frames frames(heard, 100, {});
+  frames.close(1005, "");
+  frames.feed(frame(0x09, "x"));
+  CHECK(frames.output() == std::string("\x88\x00", 2));
+  CHECK(frames.finished());
+}
+
 TEST_CASE("our close waits for the peer's", "[web]") {
   Heard heard;
   Frames frames(heard, 100, {});
@@ -126,12 +159,18 @@ TEST_CASE("what the protocol forbids fails the connection with the code that say
   CHECK(failed_with(frame(0x8b, "x")) == 1002);
   CHECK(failed_with(frame(0x80, "x")) == 1002);  // a continuation of nothing
   CHECK(failed_with(frame(0x01, "x") + frame(0x81, "y")) == 1002);
-  CHECK(failed_with(frame(0x09, "x")) == 1005);  // a fragmented ping: closed without a code
-  CHECK(failed_with(frame(0x89, std::string(126, 'x'))) == 1005);
-  CHECK(failed_with(frame(0x88, "x")) == 1005);  // half a code
+  CHECK(failed_with(frame(0x09, "x")) == 1002);  // a fragmented ping
+  CHECK(failed_with(frame(0x89, std::string(126, 'x'))) == 1002);
+  CHECK(failed_with(frame(0x88, "x")) == 1002);  // half a code
+  CHECK(failed_with(frame(0x88, close_payload(1000, std::string(124, 'r')))) == 1002);
+  CHECK(failed_with(std::string("\x82\xfe\x00\x01\x11\x22\x33\x44x", 9)) == 1002);  // a long length
+  CHECK(failed_with(std::string("\x82\xff\x80\0\0\0\0\0\0\1\x11\x22\x33\x44x", 15)) == 1002);
+  CHECK(failed_with(frame(0x89, "before") + frame(0x09, "x")) == 1002);
   CHECK(failed_with(frame(0x88, close_payload(1005))) == 1002);
   CHECK(failed_with(frame(0x88, close_payload(999))) == 1002);
+  CHECK(failed_with(frame(0x88, close_payload(1015))) == 1002);
   CHECK(failed_with(frame(0x88, close_payload(1000, "\xff"))) == 1007);
+  CHECK(failed_with(frame(0x88, close_payload(1000, "\xe2\x82"))) == 1007);
   CHECK(failed_with(frame(0x81, "\xc3\x28")) == 1007);
   CHECK(failed_with(frame(0x81, "\xe2\x82")) == 1007);  // cut within a character
   CHECK(failed_with(frame(0x82, std::string(101, 'x')), 100) == 1009);

@@ -172,6 +172,9 @@ TEST_CASE("what two readers could understand in two ways is refused", "[web]") {
   CHECK(refused(get + "X: a\r\n\n") == 400);
   CHECK(refused("GET / HTTP/1.1\nHost: h\n\n") == 400);
   CHECK(refused("GET / HTTP/1.1 \r\nHost: h\r\n\r\n") == 400);
+  CHECK(refused("GET  / HTTP/1.1\r\nHost: h\r\n\r\n") == 400);
+  CHECK(refused("GET /  HTTP/1.1\r\nHost: h\r\n\r\n") == 400);
+  CHECK(refused("GET  HTTP/1.1\r\nHost: h\r\n\r\n") == 400);
   CHECK(refused("G\xc3\xa9T / HTTP/1.1\r\nHost: h\r\n\r\n") == 400);
   CHECK(refused("GET /\x01 HTTP/1.1\r\nHost: h\r\n\r\n") == 400);
 }
@@ -192,8 +195,12 @@ TEST_CASE("a request beyond a limit is refused with the status that says which",
   const auto get = [](const std::string& target, const std::string& more) {
     return "GET " + target + " HTTP/1.1\r\nHost: h\r\n" + more + "\r\n";
   };
-  CHECK(refused(get("/" + std::string(99, 'a'), ""), limits) == 0);
-  CHECK(refused(get("/" + std::string(100, 'a'), ""), limits) == 414);
+  // 13 bytes of the line are not the target's.
+  CHECK(refused(get("/" + std::string(86, 'a'), ""), limits) == 0);
+  CHECK(refused(get("/" + std::string(87, 'a'), ""), limits) == 414);
+  CHECK(refused("\r\n\r\n" + get("/" + std::string(86, 'a'), ""), limits) == 0);
+  CHECK(refused("OPTIONS /" + std::string(86, 'a') + " HTTP/1.1\r\nHost: h\r\n\r\n", limits) ==
+        414);
   CHECK(refused(get("/", "A: 1\r\nB: 2\r\nC: 3\r\n"), limits) == 0);
   CHECK(refused(get("/", "A: 1\r\nB: 2\r\nC: 3\r\nD: 4\r\n"), limits) == 431);
   CHECK(refused(get("/", "A: " + std::string(1000, 'a') + "\r\n"), limits) == 431);
@@ -201,8 +208,32 @@ TEST_CASE("a request beyond a limit is refused with the status that says which",
   const std::string post = "POST / HTTP/1.1\r\nHost: h\r\n";
   CHECK(refused(post + "Content-Length: 10\r\n\r\n0123456789", limits) == 0);
   CHECK(refused(post + "Content-Length: 11\r\n\r\n", limits) == 413);
-  CHECK(refused(post + "Transfer-Encoding: chunked\r\n\r\nb\r\n0123456789a\r\n0\r\n\r\n", limits) ==
-        413);
+  const std::string chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
+  CHECK(refused(chunked + "a\r\n0123456789\r\n0\r\n\r\n", limits) == 0);
+  CHECK(refused(chunked + "b\r\n0123456789a\r\n0\r\n\r\n", limits) == 413);
+  CHECK(refused(chunked + "9\r\n012345678\r\n2\r\n", limits) == 413);  // before it comes
+  CHECK(refused(chunked + "9\r\n012345678\r\n7fffffffffffffff\r\n", limits) == 413);
+}
+
+TEST_CASE("the limit of a line is each request's own", "[web]") {
+  RequestParser::Limits limits;
+  limits.line = 40;
+  const std::string one = "GET /" + std::string(26, 'a') + " HTTP/1.1\r\nHost: h\r\n\r\n";
+  CHECK(refused(one + one + one, limits) == 0);
+  CHECK(refused(one + "GET /" + std::string(27, 'a') + " HTTP/1.1\r\n", limits) == 414);
+  CHECK(refused(one + "GET  / HTTP/1.1\r\nHost: h\r\n\r\n", limits) == 400);
+}
+
+TEST_CASE("a length that fits no signed number of 64 bits is refused before a body comes",
+          "[web]") {
+  const std::string post = "POST / HTTP/1.1\r\nHost: h\r\n";
+  const std::string chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
+  CHECK(refused(post + "Content-Length: 9223372036854775807\r\n\r\n") == 0);
+  CHECK(refused(post + "Content-Length: 9223372036854775808\r\n\r\n") == 400);
+  CHECK(refused(post + "Content-Length: 18446744073709551615\r\n\r\n") == 400);
+  CHECK(refused(chunked + "7fffffffffffffff\r\n") == 0);
+  CHECK(refused(chunked + "8000000000000000\r\n") == 400);
+  CHECK(refused(chunked + "ffffffffffffffff\r\n") == 400);
 }
 
 TEST_CASE("what nobody keeps is bounded, too: spaces, chunk extensions and trailers", "[web]") {

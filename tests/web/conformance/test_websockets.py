@@ -38,8 +38,6 @@ from wsclient import (
 SIZES = [0, 1, 125, 126, 127, 128, 65535, 65536, 1 << 20]
 DEFLATE = "sec-websocket-extensions: permessage-deflate"
 LIMIT = 100_000
-# Of a frame that cannot be read at all, wslay says so in a close frame without a code; the standard only recommends one.
-UNREADABLE = (1002, 1005)
 
 
 def opened(server: Server, path: str = "/ws/echo", *headers: str) -> WebSocket:
@@ -113,7 +111,7 @@ def test_a_ping_is_answered_with_its_payload(server: Server, payload: bytes) -> 
 
 
 def test_a_ping_of_126_bytes_is_an_error(server: Server) -> None:
-    ends_with(server, frame(PING, b"x" * 126), *UNREADABLE)
+    ends_with(server, frame(PING, b"x" * 126), 1002)
 
 
 def test_a_ping_in_pieces_of_a_byte_is_answered(server: Server) -> None:
@@ -165,11 +163,11 @@ def test_a_frame_without_a_mask_is_an_error(server: Server, opcode: int) -> None
 def test_a_length_longer_than_it_need_be_is_an_error(
     server: Server, size: int, length_bytes: int
 ) -> None:
-    ends_with(server, frame(BINARY, b"x" * size, length_bytes=length_bytes), *UNREADABLE)
+    ends_with(server, frame(BINARY, b"x" * size, length_bytes=length_bytes), 1002)
 
 
 def test_a_length_with_its_first_bit_set_is_an_error(server: Server) -> None:
-    ends_with(server, frame(BINARY, b"x", length_bytes=8, said=1 << 63), *UNREADABLE, 1009)
+    ends_with(server, frame(BINARY, b"x", length_bytes=8, said=1 << 63), 1002)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,7 +176,7 @@ def test_a_length_with_its_first_bit_set_is_an_error(server: Server) -> None:
 
 @pytest.mark.parametrize("opcode", [PING, PONG, CLOSE])
 def test_a_control_frame_in_fragments_is_an_error(server: Server, opcode: int) -> None:
-    ends_with(server, frame(opcode, b"", fin=False) + frame(CONTINUATION, b""), *UNREADABLE)
+    ends_with(server, frame(opcode, b"", fin=False) + frame(CONTINUATION, b""), 1002)
 
 
 @pytest.mark.parametrize(
@@ -345,12 +343,7 @@ def test_messages_before_a_close_are_answered(server: Server) -> None:
         assert got == "before" or isinstance(got, End) and got.code == 1000
 
 
-GOOD_CODES = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999]
-NEW_CODES = [
-    1012,
-    1013,
-    1014,
-]  # registered after the RFC: wslay takes them for errors, as uvicorn's wsproto does not
+GOOD_CODES = [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4999]
 BAD_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535]
 
 
@@ -364,29 +357,23 @@ def test_a_code_that_may_be_sent_is_sent_back_and_told_the_application(
     assert noted(server, token) == [[code, "why, \u00e9"]]
 
 
-@pytest.mark.parametrize("code", NEW_CODES)
-def test_a_code_that_is_newer_than_the_standard_ends_the_connection(
-    server: Server, code: int
-) -> None:
-    ends_with(server, close(code), code, 1002)
-
-
 @pytest.mark.parametrize("code", BAD_CODES)
 def test_a_code_that_may_not_be_sent_is_an_error(server: Server, code: int) -> None:
     ends_with(server, close(code), 1002)
 
 
 def test_a_close_frame_of_one_byte_is_an_error(server: Server) -> None:
-    ends_with(server, frame(CLOSE, b"\x03"), *UNREADABLE)
+    ends_with(server, frame(CLOSE, b"\x03"), 1002)
 
 
 def test_a_reason_of_123_bytes_is_taken_and_one_more_is_an_error(server: Server) -> None:
     ends_with(server, close(1000, b"r" * 123), 1000)
-    ends_with(server, close(1000, b"r" * 124), *UNREADABLE)
+    ends_with(server, close(1000, b"r" * 124), 1002)
 
 
 def test_a_reason_that_is_not_utf_8_is_an_error(server: Server) -> None:
-    ends_with(server, close(1000, b"\xff\xfe"), 1007, 1002)
+    ends_with(server, close(1000, b"\xff\xfe"), 1007)
+    ends_with(server, close(1000, b"cut \xe2\x82"), 1007)
 
 
 def test_a_close_without_a_code_is_1005_to_the_application(server: Server, token: str) -> None:
