@@ -12,6 +12,10 @@
 
 A cell is requests a second, and processor time of the server for one request; both are medians of the rounds. A ratio
 is the median of the rounds' ratios, ours over theirs, of requests a second: more is better.
+
+Beside an application that costs something itself stands what it costs without any server, in the same turns, and from that
+the ceiling: how many requests for each of uvicorn's a server could answer that takes no time at all, neither its own nor the
+kernel's. With one connection, where the client's time and the way to it count as well, no server comes near it.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from figures import HERE, ROOT, SIDEWINDER, BenchError, Program, cpu_seconds, fi
 VENV = Path(os.environ.get("BENCH_VENV", ROOT / "build/web-venv"))
 OURS, GRANIAN, UVICORN = "sidewinder", "granian", "uvicorn"
 SERVERS = (OURS, GRANIAN, UVICORN)
+DEAR = {"json"}  # rows whose application costs more than a server
 ROWS = {"hello": "/", "json": "/json", "large": "/large", "stream": "/stream"}
 NAMES = {
     "hello": "hello world",
@@ -112,6 +117,15 @@ class Server:
         return float(rate[1]), work / int(count[1]) * 1e6
 
 
+def alone(path: str, seconds: float, directory: Path) -> float:
+    """Microseconds of processor time that the application takes for one request, without a server."""
+    asked: list[str | Path] = [VENV / "bin/python", HERE / "web_apps.py", path, str(seconds)]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=directory)
+    if done.returncode:
+        raise BenchError(f"web_apps.py: {done.stderr}")
+    return float(done.stdout)
+
+
 Cells = dict[str, list[tuple[float, float]]]  # by server, one for each round
 
 
@@ -129,6 +143,19 @@ def tell(row: str, connections: int, cells: Cells) -> None:
         )
 
 
+def tell_alone(row: str, connections: int, cells: Cells, floor: list[float]) -> None:
+    theirs = [work for _, work in cells[UVICORN]]
+    ceiling = statistics.median(a / b for a, b in zip(theirs, floor, strict=True))
+    many = "connection" if connections == 1 else "connections"
+    figure(
+        f"{NAMES[row]}, {connections} {many}; the application alone",
+        f"{statistics.median(floor):.1f} us of CPU",
+        f"{UVICORN} {statistics.median(theirs):.1f} us",
+        f"{ceiling:.2f} x",
+        "ceiling",
+    )
+
+
 def measure(rows: list[str], rounds: int, seconds: float, directory: Path) -> None:
     with contextlib.ExitStack() as stack:
         servers = {}
@@ -138,13 +165,18 @@ def measure(rows: list[str], rounds: int, seconds: float, directory: Path) -> No
         for row in rows:
             for connections in (1, 100):
                 cells: Cells = {name: [] for name in SERVERS}
+                floor: list[float] = []
                 for turn in range(rounds + 1):
                     order = SERVERS[turn % 3 :] + SERVERS[: turn % 3]
                     for name in order:
                         cell = servers[name].asked(ROWS[row], connections, seconds)
                         if turn:  # the first round warms up
                             cells[name].append(cell)
+                    if turn and row in DEAR:
+                        floor.append(alone(ROWS[row], seconds, directory))
                 tell(row, connections, cells)
+                if floor:
+                    tell_alone(row, connections, cells, floor)
 
 
 def main() -> int:
