@@ -385,7 +385,7 @@ def suite_web() -> Count:
 
 
 def suite_http() -> Count:
-    """The web server from raw sockets, beside other servers and with other clients."""
+    """`sidewinder serve` from raw sockets, beside other servers and with other clients."""
     venv = run([ROOT / "tests/run/venv", "web"], RESULTS / "http-venv.log")
     if venv.code != 0:
         return Count().fail(f"tests/run/venv web {venv.describe()}")

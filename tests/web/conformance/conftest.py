@@ -1,6 +1,7 @@
 """Which servers the tests speak to.
 
-WEB_SERVERS names them ("ours" if unset): "ours,ours-loop", or "granian" to see what a test says of another one.
+WEB_SERVERS names them: "ours,ours-loop", or "granian" to see what a test says of another one. Unset, it is the program
+itself, and for tests that are marked `everywhere` the native protocol on asyncio's own loop, too.
 A server is started when the first test asks for it, one for each set of options, and all are looked at when they end:
 none may have crashed, given an application what ASGI does not have, or left a traceback that no test asked for.
 """
@@ -16,7 +17,18 @@ from typing import Any
 import pytest
 from servers import REFERENCE, Server, Start
 
-SUBJECTS = tuple(os.environ.get("WEB_SERVERS", "ours").split(","))
+SUBJECTS = tuple(filter(None, os.environ.get("WEB_SERVERS", "").split(",")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "everywhere: not of the program alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        everywhere = metafunc.definition.get_closest_marker("everywhere")
+        kinds = ("program", "ours") if everywhere else ("program",)
+        metafunc.parametrize("kind", SUBJECTS or kinds, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +52,6 @@ def start() -> Iterator[Start]:
         faults += [f"{server.kind}: {fault}" for fault in sorted(set(server.violations))]
         server.log.close()
     assert not faults, "\n".join(faults)
-
-
-@pytest.fixture(scope="session", params=SUBJECTS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """One server of one application, on a free port of the loopback; its first line says where: "at 40123".
 
     serve.py KIND MODULE:ATTRIBUTE [OPTIONS-AS-JSON]
-    with uvicorn, uvicorn-h11, uvicorn-websockets, uvloop, granian, wsgiref, ours, ours-loop or server as KIND
+    with uvicorn, uvicorn-h11, uvicorn-websockets, uvloop, granian, wsgiref, ours, ours-loop, server or program as KIND
 
-"ours" is the native protocol on asyncio's own loop, "ours-loop" on ErlangEventLoop, "server" is erlang_web.Server.
-The options are those of erlang_web._http.Service; the others are given what they have of them. "wsgi": true
+"ours" is the native protocol on asyncio's own loop, "ours-loop" on ErlangEventLoop, "server" is erlang_web.Server, and
+"program" is `sidewinder serve` (SIDEWINDER_BIN, or build/sidewinder), which says where in a line of its log. The options are those of erlang_web._http.Service; the others are given what they have of them. "wsgi": true
 for an application of that kind.
 """
 
@@ -16,11 +16,14 @@ import ctypes
 import importlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[3]
 Options = dict[str, Any]
 PR_SET_PDEATHSIG = 1  # Linux
 
@@ -176,6 +179,21 @@ def ours(kind: str, target: str, options: Options) -> None:
         runner.run(whole(target, options) if kind == "server" else native(target, options))
 
 
+def program(target: str, options: Options) -> None:
+    """Becomes the program."""
+    binary = os.environ.get("SIDEWINDER_BIN") or str(ROOT / "build" / "sidewinder")
+    command = [binary, "serve", target, "--bind", "127.0.0.1:0", "--drain-timeout", "2"]
+    command += ["--venv", sys.prefix]
+    if options.pop("wsgi", False):
+        command.append("--wsgi")
+    for name, value in options.items():
+        setting = "web-" + name.replace("_seconds", "_timeout").replace("_", "-")
+        setting = "web-ping" if name == "ping_seconds" else setting
+        text = ("on" if value else "off") if isinstance(value, bool) else f"{value:g}"
+        command += [f"--{setting}", text]
+    os.execv(binary, command)
+
+
 def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # none outlives its test
@@ -187,6 +205,8 @@ def main() -> None:
         wsgiref(target)
     elif kind == "granian":
         granian(target, options)
+    elif kind == "program":
+        program(target, options)
     else:
         ours(kind, target, options)
 

@@ -41,7 +41,7 @@ class Server:
             start_new_session=True,
         )
         try:
-            self.port = int(self.said(r"^at (\d+)$")[1])
+            self.port = int(self.said(r"(?:^at |serving on http://127\.0\.0\.1:)(\d+)$")[1])
             self.wait_until_open()
         except BaseException:
             self.end()
@@ -77,7 +77,7 @@ class Server:
 
     @property
     def violations(self) -> list[str]:
-        return [line for line in self.output.splitlines() if line.startswith(MARK)]
+        return [line for line in self.output.splitlines() if MARK in line]
 
     def stop(self) -> int:
         """Ends it as an operator does, and returns its exit code."""

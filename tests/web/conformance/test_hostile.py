@@ -205,6 +205,7 @@ def refusal(raw: bytes) -> None:
     assert answer.closes and answer.whole and not rest, raw[:300]
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("name", HOSTILE)
 def test_it_is_refused_the_connection_closed_and_what_follows_is_no_request(
     server: Server, name: str, token: str

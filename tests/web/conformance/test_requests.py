@@ -442,6 +442,7 @@ def connections() -> list[Case]:
 CASES = [*simple(), *targets(), *bodies(), *answers(), *connections()]
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     "case", [case for case in CASES if not case.unlike], ids=lambda case: case.name
 )
@@ -456,6 +457,7 @@ def test_the_answer_is_the_same_as_the_reference_gives(
     assert ours.interim == theirs.interim
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.unlike], ids=lambda case: case.name
 )
