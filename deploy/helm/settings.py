@@ -65,9 +65,10 @@ def obj(properties: dict[str, Any], more: bool = False) -> dict[str, Any]:
 def schema(settings: dict[str, Any]) -> str:
     flag, free, rows = {"type": "boolean"}, {"type": "object"}, {"type": "array"}
     count = {"type": "integer", "minimum": 0}
+    port = {"type": "integer", "minimum": 1, "maximum": 65535}
     named = {"type": "array", "items": {"type": "object", "required": ["name"]}}
     ours = {name: dict(what) for name, what in settings.items()}
-    ours["dist-port"] = {"type": "integer", "minimum": 1, "maximum": 65535}
+    ours["dist-port"] = port
     ours["admin"] = {"type": "string", "pattern": ":[0-9]+$"}
     properties = {
         "nameOverride": text(),
@@ -102,6 +103,21 @@ def schema(settings: dict[str, Any]) -> str:
                 "affinity": free,
                 "topologySpreadConstraints": rows,
                 "priorityClassName": text(),
+            }
+        ),
+        "web": obj(
+            {
+                "enabled": flag,
+                # What runs as nobody binds no other.
+                "port": {"type": "integer", "minimum": 1024, "maximum": 65535},
+                "service": obj(
+                    {
+                        "type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+                        "port": port,
+                        "annotations": free,
+                    }
+                ),
+                "from": rows,
             }
         ),
         "app": obj(

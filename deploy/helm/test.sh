@@ -43,6 +43,33 @@ assert by["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items() <= by["Se
 assert by["PrometheusRule"]["spec"]["groups"][0]["rules"]
 P
 
+web=(--set web.enabled=true)
+check "web applications" valid "${cookie[@]}" "${web[@]}" --set settings.serve=shop:app --set web.port=8080 --set web.service.type=LoadBalancer \
+    --set web.service.annotations.a=b --set 'web.from[0].podSelector.matchLabels.a=b' "${app[@]}"
+check "have a Service, which is the workers' port, open to whom it is for, and what they listen on" "$python" - "$work/rendered.yaml" <<'P'
+import json, sys, yaml
+all = [one for one in yaml.safe_load_all(open(sys.argv[1])) if one]
+(service,) = [one for one in all if one["kind"] == "Service" and one["metadata"]["name"].endswith("-web")]
+(pods,) = [one["spec"]["template"] for one in all if one["kind"] == "StatefulSet"]
+(settings,) = [one["data"] for one in all if one["kind"] == "ConfigMap"]
+(port,) = service["spec"]["ports"]
+assert (service["spec"]["type"], service["metadata"]["annotations"], port["port"]) == ("LoadBalancer", {"a": "b"}, 80)
+assert service["spec"]["selector"].items() <= pods["metadata"]["labels"].items()
+ports = {one["name"]: one["containerPort"] for one in pods["spec"]["containers"][0]["ports"]}
+assert ports[port["targetPort"]] == 8080
+worker, sidecar = json.loads(settings["worker.json"]), json.loads(settings["sidecar.json"])
+assert (worker["serve"], worker["bind"]) == ("shop:app", [":8080"]) and "bind" not in sidecar
+(policy,) = [one for one in all if one["kind"] == "NetworkPolicy" and not one["metadata"]["name"].endswith("-app")]
+(rule,) = [one for one in policy["spec"]["ingress"] if one["ports"][0]["port"] == 8080]
+assert rule["from"] == [{"podSelector": {"matchLabels": {"a": "b"}}}]
+P
+check "web applications for everybody" valid "${cookie[@]}" "${web[@]}" --set 'settings.mount[0]=/a=shop:app'
+check "are open to everybody" "$python" - "$work/rendered.yaml" <<'P'
+import sys, yaml
+(policy,) = [one for one in yaml.safe_load_all(open(sys.argv[1])) if one and one["kind"] == "NetworkPolicy"]
+assert [one for one in policy["spec"]["ingress"] if "from" not in one] == [{"ports": [{"port": 8000, "protocol": "TCP"}]}]
+P
+
 refused() {
     local why=$1
     shift
@@ -55,6 +82,10 @@ check "a setting that the program does not have is refused" refused "wokers" "${
 check "a value of the wrong type is refused" refused "workers" "${cookie[@]}" --set settings.workers=many
 check "a grace period that the drain outlasts is refused" refused "longer than" "${cookie[@]}" --set settings.drain-timeout=30
 check "an application without an image is refused" refused "app.image" "${cookie[@]}" --set app.enabled=true
+
+check "a web port without an application is refused" refused "settings.serve or settings.mount" "${cookie[@]}" "${web[@]}"
+check "two words on where to listen are refused" refused "leave it empty" "${cookie[@]}" "${web[@]}" --set settings.serve=a:b --set 'settings.bind[0]=:80'
+check "a web port without workers is refused" refused "workers serve" "${cookie[@]}" "${web[@]}" "${app[@]}" --set settings.serve=a:b --set workers.enabled=false
 
 check "certificates of a Secret" valid "${cookie[@]}" --set tls.existingSecret=certificates
 check "are files in the pod, and settings" bash -c "grep -q '\"tls-key\": \"/run/secrets/sidewinder-tls/tls.key\"' '$work/rendered.yaml' &&

@@ -63,6 +63,11 @@ The file of settings. Takes a dict: root, and sidecar (true for the settings of 
 {{- fail "tls: a certificate of an issuer is for names, not addresses: set settings.name to py@{pod_name}.SERVICE.{pod_namespace}.svc.DOMAIN" }}
 {{- end -}}
 {{- end -}}
+{{- if and $values.web.enabled (not .sidecar) }}
+{{- if not (or $all.serve $all.mount) }}{{ fail "web: settings.serve or settings.mount has to name an application" }}{{ end }}
+{{- if $all.bind }}{{ fail "web: settings.bind is made from web.port: leave it empty" }}{{ end }}
+{{- $_ := set $all "bind" (list (printf ":%d" (int $values.web.port))) }}
+{{- end -}}
 {{- if le (int $values.terminationGracePeriodSeconds) (int (index $all "drain-timeout")) }}
 {{- fail "terminationGracePeriodSeconds has to be longer than settings.drain-timeout" }}
 {{- end -}}
@@ -97,6 +102,9 @@ ports:
   - {name: dist, containerPort: {{ index $values.settings "dist-port" }}}
 {{- if not .sidecar }}
   - {name: epmd, containerPort: 4369}
+{{- if $values.web.enabled }}
+  - {name: web, containerPort: {{ $values.web.port }}}
+{{- end }}
 {{- end }}
   - {name: admin, containerPort: {{ include "sidewinder.adminPort" .root }}}
 # Settings were right, Python is up, the node listens; a BEAM is not waited for.
