@@ -4,6 +4,7 @@
     tests/bench/run --quick               short runs, to see that everything works
     tests/bench/run sequential callers    only these groups
     tests/bench/run loop                  the event loop's, which need no BEAM; see bench_loop.py
+    tests/bench/run web asgi              web applications, by the program itself and behind a BEAM; bench_web.py, bench_asgi.py
 
     bench.py ── commands ──▶ a BEAM with bench.erl ──▶ sidewinder
         ▲◀── one line each ──┘                   ├──▶ echo_node   the baseline of calls
@@ -630,6 +631,43 @@ GROUPS = {
 LOOP = "loop"
 
 
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """A program of its own, and what it needs: installed when it is run, so that nobody else waits for it."""
+
+    program: str
+    venv: str  # as tests/run/venv calls it
+    tools: Sequence[str] = ()  # Debian's packages, of the name of their program
+
+
+APART = {
+    "web": Apart("bench_web.py", "web", ["wrk"]),
+    "asgi": Apart("bench_asgi.py", ""),
+}
+
+
+def prepared(*command: str | Path) -> None:
+    done = subprocess.run(
+        [str(part) for part in command if part],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise BenchError(f"{command[0]}: {done.stdout}{done.stderr}")
+
+
+def apart(name: str, quick: bool) -> None:
+    what = APART[name]
+    for tool in what.tools:
+        if not shutil.which(tool):
+            prepared(ROOT / "tests/run/deps", tool)
+    prepared(ROOT / "tests/run/venv", what.venv)
+    command: list[str | Path] = [sys.executable, HERE / what.program]
+    if subprocess.run([*command, *(["--quick"] if quick else [])]).returncode != 0:
+        raise BenchError(f"{what.program} failed")
+
+
 def nodes(groups: Sequence[str], scale: Scale, erl_flags: Sequence[str]) -> None:
     figure("figure", "ours", "baseline", "ratio", "goal", "verdict")
     with Cluster(erl_flags) as cluster:
@@ -656,13 +694,15 @@ def machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Benchmarks of the node beside their baselines")
-    parser.add_argument("groups", nargs="*", choices=[[], *GROUPS, LOOP], help="all unless told")
+    parser.add_argument(
+        "groups", nargs="*", choices=[[], *GROUPS, LOOP, *APART], help="all unless told"
+    )
     parser.add_argument("--quick", action="store_true", help="only see that it works")
     parser.add_argument("--erl-flags", default="", help="for the BEAM that measures, '+sbwt none'")
     bench_loop.add_options(parser)
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else FULL
-    groups = arguments.groups or [*GROUPS, LOOP]
+    groups = arguments.groups or [*GROUPS, LOOP, *APART]
     began = time.monotonic()
     work_before, own_before = cpu_seconds()
     print(f"machine: {machine()}")
@@ -674,11 +714,15 @@ def main() -> int:
     if arguments.quick:
         print("quick run: these figures only show that the programs work")
     try:
-        of_the_node = [name for name in groups if name != LOOP]
+        of_the_node = [name for name in groups if name in GROUPS]
         if of_the_node:
             nodes(of_the_node, scale, arguments.erl_flags.split())
         if LOOP in groups:
             bench_loop.run(arguments.quick, arguments.rows, arguments.loops)
+        for name in groups:
+            if name in APART:
+                sys.stdout.flush()
+                apart(name, arguments.quick)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

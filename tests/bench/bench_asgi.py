@@ -1,6 +1,7 @@
 """Requests per second of one small ASGI application behind a web server on the BEAM, and behind one in Python.
 
-    tests/run/venv && /usr/bin/python3 tests/bench/bench_asgi.py [--seconds S] [--rounds N] [--connections N]
+    tests/bench/run asgi
+    tests/run/venv && /usr/bin/python3 tests/bench/bench_asgi.py [--quick] [--seconds S] [--rounds N] [--connections N]
 
     loop_load ── http ──▶ examples/asgi/front.erl in a BEAM ── py_asgi ──▶ sidewinder     ours
               ├─ http ──▶ sidewinder serve
@@ -164,7 +165,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--connections", type=int, nargs="*", default=[1, 64])
+    parser.add_argument("--quick", action="store_true", help="only see that it works")
     options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.rounds = 0.3, 1
     print(f"{os.cpu_count()} processors, {first_line('uname', '-sr')}")
     with servers() as places:
         for connections in options.connections:

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """The web server beside uvicorn (uvloop, httptools) and granian, one worker each, asked by wrk in the same run.
 
-    tests/run/venv web && /usr/bin/python3 tests/bench/bench_web.py    all rows, in some six minutes; needs wrk
+    tests/bench/run web                                                all rows, in some six minutes; gets wrk, if need be
+    tests/run/venv web && /usr/bin/python3 tests/bench/bench_web.py    the same where wrk is
     tests/bench/bench_web.py --quick                                   to see that it works; figures of no worth
     tests/bench/bench_web.py --rows hello,json
 
