@@ -18,6 +18,7 @@ all() ->
      the_application_can_come_from_the_environment_or_a_file,
      it_is_ready_once_it_serves,
      sigterm_answers_what_runs_while_the_node_still_has_its_peers,
+     a_body_that_is_on_its_way_when_sigterm_comes_is_taken,
      a_request_that_never_ends_is_cut_off_when_the_drain_is_over,
      a_stuck_thread_of_an_application_does_not_keep_the_program,
      a_handler_that_blocks_the_loop_does_not_keep_the_program,
@@ -204,6 +205,36 @@ sigterm_answers_what_runs_while_the_node_still_has_its_peers(Config) ->
     ?assertEqual(0, sw_e2e:await_exit(Program)),
     ?assertMatch({match, _}, re:run(sw_e2e:output(Program), "served: ended")),
     ok = sw_e2e:stop_beam(Beam).
+
+%% By an application that reads it already, by one whose request is not even whole, and by a thread.
+a_body_that_is_on_its_way_when_sigterm_comes_is_taken(Config) ->
+    Arguments = ["serve", "served:upload", "--mount", "/wsgi=served:wsgi"],
+    Node = #{program := Program, port := Port} = serve(Config, Arguments),
+    Body = binary:copy(<<"b">>, 300_000),
+    <<Begun:100_000/binary, Rest/binary>> = Body,
+    Head = fun(Path) -> ["POST ", Path, " HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"] end,
+    Pieces = [{[Head("/read"), Begun], Rest},
+              {["POST /half HTTP/1.1\r\nHost: x\r\nContent-Le"], ["ngth: 300000\r\n\r\n", Body]},
+              {[Head("/wsgi/read"), Begun], Rest}],
+    Open = [begin
+                {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, Port, [binary, {active, false}]),
+                ok = gen_tcp:send(Socket, First),
+                {Socket, Second}
+            end || {First, Second} <- Pieces],
+    _ = sw_e2e:wait_line(Program, "served: reads /read"),
+    _ = sw_e2e:wait_line(Program, "served: reads /wsgi/read"),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    ok = sw_e2e:eventually(fun() -> refuses(Node) end),
+    timer:sleep(200),  % the others have gone by now
+    [begin
+         ok = gen_tcp:send(Socket, Second),
+         [Top, Told] = binary:split(all_of(Socket, <<>>), <<"\r\n\r\n">>),
+         ?assertMatch(<<"HTTP/1.1 200 ", _/binary>>, Top),
+         ?assertNotEqual(nomatch, binary:match(Top, <<"connection: close">>)),
+         ?assertEqual(<<"300000">>, Told),
+         ok = gen_tcp:close(Socket)
+     end || {Socket, Second} <- Open],
+    ?assertEqual(0, sw_e2e:await_exit(Program)).
 
 a_request_that_never_ends_is_cut_off_when_the_drain_is_over(Config) ->
     Node = #{program := Program} = serve(Config, ["serve", "served:app", "--drain-timeout", "1"]),

@@ -33,6 +33,22 @@ async def app(scope: Any, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def upload(scope: Any, receive: Receive, send: Send) -> None:
+    """Answers with the size of the body."""
+    if scope["type"] == "lifespan":
+        return await live(scope, receive, send)
+    print(f"served: reads {scope['path']}")
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return print("served: the body is lost")
+        size += len(message["body"])
+        more = message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size})
+
+
 async def live(scope: Any, receive: Receive, send: Send) -> None:
     await receive()
     if "SERVED_FAILS" in os.environ:
@@ -101,6 +117,12 @@ def wsgi(environ: Any, start_response: Any) -> Iterable[bytes]:
     if environ["PATH_INFO"] == "/stuck":
         print("served: stuck")
         time.sleep(600)
+    if environ["PATH_INFO"] == "/read":
+        print("served: reads /wsgi/read")
+        size = 0
+        while data := environ["wsgi.input"].read(1000):
+            size += len(data)
+        return [b"%d" % size]
     if environ["PATH_INFO"] == "/upper":
         return [str(erlang.call("upper", environ["QUERY_STRING"])).encode()]
     return [f"wsgi {environ['SCRIPT_NAME']} {environ['PATH_INFO']}".encode()]
