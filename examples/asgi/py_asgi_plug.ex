@@ -1,8 +1,9 @@
-# A plug that hands requests to a Python application; not run by a test of this project.
+# A plug that hands requests to a Python application.
 #
 #     forward "/api", to: PyAsgiPlug, init_opts: [target: :web, app: "shop:app"]
 #
-# The client's going is noticed where the server ends the request's process, or at the next chunk.
+# The client's going is noticed where the server ends the request's process, or at the next chunk. While a part of the
+# body is waited for, nothing of the answer goes out: read_body/2 has no way to say that nothing came yet.
 defmodule PyAsgiPlug do
   @behaviour Plug
   import Plug.Conn
@@ -20,7 +21,7 @@ defmodule PyAsgiPlug do
       scheme: Atom.to_string(conn.scheme),
       client: {conn.remote_ip, 0},
       server: {conn.host, conn.port},
-      root_path: Enum.map_join(conn.script_name, &("/" <> URI.encode(&1))),
+      root_path: Enum.map_join(conn.script_name, &("/" <> &1)),
       body: {:stream, next_part(conn)}
     }
 

@@ -55,6 +55,7 @@ all() ->
      a_node_with_an_allow_list_serves_when_the_gateway_is_on_it,
      a_node_with_worker_processes_serves_what_needs_no_stream,
      cowboy_serves_through_its_handler,
+     a_plug_hands_requests_on,
      what_is_said_on_one_node_of_the_chat_is_heard_on_the_other,
      the_reasons_have_their_statuses].
 
@@ -72,8 +73,11 @@ start_node(Context) ->
 
 %% A BEAM that runs the application and knows the front.
 application_beam(Context, Nodes) ->
+    application_beam(Context, Nodes, []).
+
+application_beam(Context, Nodes, Paths) ->
     Beam = sw_e2e:start_beam(Context, #{args => ["-pa", filename:dirname(code:which(py)),
-                                                 maps:get(directory, Context)]}),
+                                                 maps:get(directory, Context) | Paths]}),
     ok = sw_e2e:on(Beam, fun() ->
         {ok, _} = application:ensure_all_started(sidewinder),
         [ok = py_node:connect(Name) || #{name := Name} <- Nodes],
@@ -777,19 +781,26 @@ a_node_with_worker_processes_serves_what_needs_no_stream(Config) ->
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
 
-%% Where Cowboy is installed: examples/asgi/py_asgi_cowboy.erl.
+%% examples/asgi/py_asgi_cowboy.erl, under the Cowboy that is installed or else that of tests/run/cowboy.
 cowboy_serves_through_its_handler(Config) ->
-    case code:lib_dir(cowboy) of
-        {error, bad_name} -> {skip, "no Cowboy"};
-        _ -> through_cowboy(Config)
+    case {code:lib_dir(cowboy), cowboy_fetched()} of
+        {{error, bad_name}, []} ->
+            {skip, "Cowboy is not on the code path, nor in build/cowboy, where tests/run/cowboy puts it"};
+        {{error, bad_name}, Paths} ->
+            through_cowboy(Config, Paths);
+        _ ->
+            through_cowboy(Config, [])
     end.
 
-through_cowboy(Config) ->
+cowboy_fetched() ->
+    filelib:wildcard(filename:join(sw_e2e:root(), "build/cowboy/*/ebin")).
+
+through_cowboy(Config, Paths) ->
     Context = #{directory := Directory} = sw_e2e:context(Config),
     Handler = filename:join(sw_e2e:root(), "examples/asgi/py_asgi_cowboy.erl"),
     {ok, py_asgi_cowboy} = compile:file(Handler, [{outdir, Directory}]),
     Node = #{name := Name} = start_node(Context),
-    Beam = application_beam(Context, [Node]),
+    Beam = application_beam(Context, [Node], Paths),
     Port = sw_e2e:on(Beam, fun() ->
         {ok, _} = application:ensure_all_started(cowboy),
         State = #{target => Name, app => <<"asgi_app:app">>},
@@ -834,6 +845,67 @@ through_cowboy(Config) ->
     [ok = gen_tcp:close(S) || S <- [Socket, Closing, Refused]],
     ok = sw_e2e:stop_beam(Beam),
     ok = sw_e2e:stop_node(Node).
+
+%% examples/asgi/py_asgi_plug.ex: under Plug and Cowboy where plug and plug_cowboy are on the code path, else under
+%% elixir/plug_stand_in.ex.
+a_plug_hands_requests_on(Config) ->
+    case os:find_executable("elixirc") of
+        false -> {skip, "no Elixir"};
+        _ -> through_a_plug(Config)
+    end.
+
+through_a_plug(Config) ->
+    Context = #{directory := Directory} = sw_e2e:context(Config),
+    Own = filename:join(sw_e2e:root(), "tests/e2e/elixir"),
+    Real = code:lib_dir(plug_cowboy) =/= {error, bad_name},
+    Sources = [filename:join(Own, "plug_stand_in.ex") || not Real]
+        ++ [filename:join(sw_e2e:root(), "examples/asgi/py_asgi_plug.ex"), filename:join(Own, "mounted_plug.ex")],
+    Known = ["-pa", filename:dirname(code:which(py_asgi))],
+    {0, _, <<>>} = sw_e2e:run(os:find_executable("elixirc"), ["--warnings-as-errors", "-o", Directory | Known ++ Sources], []),
+    {0, Elixir, _} = sw_e2e:run(os:find_executable("elixir"), ["-e", "IO.write(:code.lib_dir(:elixir))"], []),
+    Node = #{name := Name} = start_node(Context),
+    Beam = application_beam(Context, [Node], filelib:wildcard(filename:join([string:trim(binary_to_list(Elixir)), "..", "*", "ebin"]))),
+    Given = [{target, Name}, {app, <<"asgi_app:app">>}],
+    Port = sw_e2e:on(Beam, fun() ->
+        {ok, _} = application:ensure_all_started(elixir),
+        plug_port(Real, Given)
+    end),
+    Plug = [{node, Node}, {beam, Beam}, {port, Port} | proplists:delete(node, Config)],
+    ?assertMatch({200, _, <<"hello">>}, get(Plug, "/hello")),
+    [begin
+         {200, _, Body} = request(Plug, "POST", "/echo", [], Sent),
+         ?assert(Body =:= Sent)
+     end || Sent <- [<<>>, bytes(256), bytes(65536), bytes(65537), bytes(5_000_000)]],
+    {200, _, Streamed} = request(Plug, "POST", "/echo_in_pieces", [], bytes(1_000_000)),
+    ?assert(Streamed =:= bytes(1_000_000)),
+    {200, _, Scope} = request(Plug, "PUT", "/in%20ner/a%20b?x=%20", [{"X-Twice", "1"}, {"x-twice", "2"}], <<"1">>),
+    [?assertMatch({What, true, _}, {What, binary:match(Scope, What) =/= nomatch, Scope})
+     || What <- [<<"\"path\": \"/in ner/a b\"">>, <<"\"raw_path\": \"/in%20ner/a%20b\"">>, <<"\"query_string\": \"x=%20\"">>,
+                 <<"\"root_path\": \"/in ner\"">>, <<"\"method\": \"PUT\"">>, <<"\"scheme\": \"http\"">>,
+                 <<"\"client\": [\"127.0.0.1\", ">>, <<"\"server\": [\"front\", 80]">>]],
+    {200, Headers, <<>>} = get(Plug, "/many_headers"),
+    ?assertEqual([<<"a=1">>, <<"b=2">>], lists:sort(proplists:get_all_values(<<"set-cookie">>, Headers))),
+    ?assertMatch({204, _, <<>>}, get(Plug, "/no_content")),
+    ?assertMatch({200, _, <<"one two">>}, get(Plug, "/in_two")),
+    {200, _, Pieces} = get(Plug, "/pieces?number=100"),
+    ?assertEqual(6_553_600, byte_size(Pieces)),
+    ?assertMatch({500, _, _}, get(Plug, "/boom")),
+    Leaving = connect(Plug),
+    ok = send_request(Leaving, "GET", "/pieces?number=100000", [], <<>>),
+    {200, _} = head(Leaving),
+    ok = gen_tcp:close(Leaving),
+    eventually_happened(Plug, <<"pieces ClientGone">>),
+    ok = sw_e2e:stop_beam(Beam),
+    ok = sw_e2e:stop_node(Node).
+
+plug_port(false, Given) ->
+    'Elixir.PlugStandIn':start('Elixir.MountedPlug', Given);
+plug_port(true, Given) ->
+    {ok, _} = application:ensure_all_started(plug_cowboy),
+    Handler = {'_', 'Elixir.Plug.Cowboy.Handler', {'Elixir.MountedPlug', 'Elixir.MountedPlug':init(Given)}},
+    Dispatch = cowboy_router:compile([{'_', [Handler]}]),
+    {ok, _} = cowboy:start_clear(front, [{ip, {127, 0, 0, 1}}, {port, 0}], #{env => #{dispatch => Dispatch}}),
+    ranch:get_port(front).
 
 %% The demo, examples/asgi/chat.erl and chat.py.
 what_is_said_on_one_node_of_the_chat_is_heard_on_the_other(Config) ->
