@@ -16,7 +16,8 @@ is the median of the rounds' ratios, ours over theirs, of requests a second: mor
 
 Beside an application that costs something itself stands what it costs without any server, in the same turns, and from that
 the ceiling: how many requests for each of uvicorn's a server could answer that takes no time at all, neither its own nor the
-kernel's. With one connection, where the client's time and the way to it count as well, no server comes near it.
+kernel's. It is a loose one: alone, the application has the processor's caches to itself; and with one connection the client's
+time and the way to it count as well.
 """
 
 from __future__ import annotations
