@@ -140,7 +140,7 @@ __all__ = [
 ]
 
 
-_MODULES = frozenset({"channel", "exceptions", "logs", "process", "terms", "testing"})
+_MODULES = frozenset({"channel", "data", "exceptions", "logs", "process", "terms", "testing"})
 
 
 def __getattr__(name: str) -> Any:

@@ -112,7 +112,7 @@ def resolve(cls: type) -> Union[Encoder, int, None]:
 
 def _find(cls: type) -> Union[Encoder, int, None]:
     for base in cls.__mro__[:-1]:
-        encoder = _registry.get(base) or _numpy_encoder(base)
+        encoder = _registry.get(base) or _late_encoder(base)
         if encoder is not None:
             return encoder
         if base in NATIVE:
@@ -127,18 +127,33 @@ def _dataclass_encoder(cls: Any) -> Encoder:
     return lambda value: {atom: getattr(value, name) for atom, name in names}
 
 
-def _numpy_encoder(base: type) -> Optional[Encoder]:
-    """The encoder for numpy's two base classes, if `base` is one; numpy is not imported for it."""
-    numpy: Any = sys.modules.get("numpy")
-    if base is getattr(numpy, "ndarray", None) or base is getattr(numpy, "generic", None):
-        return _plain_numbers
+def register_late(module: str, name: str, encoder: Encoder) -> None:
+    """The same for a class of a module that need not be there: who has such a value has imported it."""
+    _late[module, name] = encoder
+    resolved.clear()
+
+
+def _late_encoder(base: type) -> Optional[Encoder]:
+    for (module, name), encoder in _late.items():
+        if base.__name__ == name and base is getattr(sys.modules.get(module), name, None):
+            return encoder
     return None
 
 
-def _plain_numbers(value: Any) -> Any:
+def plain_numbers(value: Any) -> Any:
+    """A numpy value as Python's own numbers and texts, in lists.
+
+    Raises: TypeError for what has no exact term.
+    """
     if value.dtype.kind not in "biufUSO" or value.dtype.char == "g":
         raise TypeError(f"numpy's {value.dtype} has no exact term: convert it first")
     return value.tolist()
 
+
+# Classes of modules that are not imported for it.
+_late: dict[tuple[str, str], Encoder] = {
+    ("numpy", "ndarray"): plain_numbers,
+    ("numpy", "generic"): plain_numbers,
+}
 
 short_repr: Final = reprlib.repr

@@ -393,6 +393,14 @@ def suite_http() -> Count:
     return pytest("http", ROOT / "build/web-venv/bin/python", "tests/web/conformance", own)
 
 
+def suite_arrays() -> Count:
+    """numpy's arrays and Arrow's tables as terms. data_SUITE of e2e uses the same environment."""
+    venv = run([ROOT / "tests/run/venv", "data"], RESULTS / "arrays-venv.log")
+    if venv.code != 0:
+        return Count().fail(f"tests/run/venv data {venv.describe()}")
+    return pytest("arrays", ROOT / "build/data-venv/bin/python", "tests/arrays")
+
+
 def conformance(name: str, *options: str) -> Count:
     report = RESULTS / f"{name}.xml"
     command: Command = [PYTHON, "tests/loop/conformance.py", "--report", report, *options]
@@ -547,6 +555,7 @@ SUITES = (
     Suite("loop", suite_loop, "tests/loop"),
     Suite("web", suite_web, "tests/web"),
     Suite("http", suite_http, "tests/web/conformance"),
+    Suite("arrays", suite_arrays, "tests/arrays"),
     Suite("erlang", suite_erlang, "tests/erlang"),
     Suite("e2e", suite_e2e, "tests/e2e"),
     Suite("faults", suite_faults, "tests/faults/run"),
