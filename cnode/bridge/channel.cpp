@@ -8,6 +8,7 @@ namespace bridge {
 namespace {
 
 using Lock = std::lock_guard<std::mutex>;
+using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t kUnboundedLimit = std::uint64_t{256} << 20;
 constexpr std::uint64_t kSlackLimit = std::uint64_t{1} << 20;
@@ -45,27 +46,32 @@ const Channel::Sender* Channel::find(const SenderKey& key) const {
   return found == senders_.end() ? nullptr : &*found;
 }
 
-std::optional<Channel::Grant> Channel::attach(const PeerPtr& peer) {
+bool Channel::attach(const PeerPtr& peer, const Answer& answer) {
   std::vector<Outgoing> out;
-  Grant grant;
   {
     const Lock lock(mutex_);
+    Grant grant;
     std::size_t present = 0;
+    bool known = false;
     for (const Sender& sender : senders_) {
-      if (sender.peer == peer) return grant;
+      if (sender.peer == peer) known = true;
       if (sender.peer) ++present;
     }
-    if (present >= kMaxSenders) return std::nullopt;
     mailbox::Credit::Changes changes;
-    const auto number = credit_.add(changes);
-    if (number >= senders_.size()) senders_.resize(number + 1);
-    senders_[number] = {peer, number, 0, false};
-    grant = {changes.front().grant, credit_.share()};
-    changes.erase(changes.begin());
+    if (!known) {
+      if (present >= kMaxSenders) return false;
+      const auto number = credit_.add(Clock::now(), changes);
+      if (number >= senders_.size()) senders_.resize(number + 1);
+      senders_[number] = {peer, number, 0};
+      grant = {changes.front().grant, changes.front().share};
+      changes.erase(changes.begin());
+    }
+    out.push_back(message_to(*peer, [&](etf::Writer& item) { answer(item, grant); }));
     carry_out(changes, out);
+    add(out);
   }
-  dispatch(out);
-  return grant;
+  flush(out);
+  return true;
 }
 
 void Channel::want(const SenderKey& key) {
@@ -74,23 +80,31 @@ void Channel::want(const SenderKey& key) {
     const Lock lock(mutex_);
     Sender* sender = find(key);
     if (sender == nullptr || bound_ == 0) return;
-    sender->starving = true;
-    settle(*sender, out);
+    mailbox::Credit::Changes changes;
+    credit_.want(sender->number, std::exchange(sender->pending, 0), Clock::now(), changes);
+    carry_out(changes, out);
+    // What of theirs is consumed they need not give back.
+    for (const auto& change : changes) {
+      if (change.reclaim > 0) settle(senders_[change.sender], out);
+    }
+    add(out);
   }
-  dispatch(out);
+  flush(out);
 }
 
-void Channel::returned(const SenderKey& key, std::uint64_t bytes) {
+bool Channel::returned(const SenderKey& key, std::uint64_t bytes) {
   std::vector<Outgoing> out;
   {
     const Lock lock(mutex_);
     const Sender* sender = find(key);
-    if (sender == nullptr) return;
+    if (sender == nullptr) return true;
     mailbox::Credit::Changes changes;
-    credit_.returned(sender->number, std::min(bytes, bound_), changes);
+    if (!credit_.returned(sender->number, bytes, changes)) return false;
     carry_out(changes, out);
+    add(out);
   }
-  dispatch(out);
+  flush(out);
+  return true;
 }
 
 mailbox::Credit::Sender Channel::sender(const SenderKey& key) const {
@@ -113,8 +127,9 @@ void Channel::flushed(const SenderKey& key, std::uint64_t id) {
       flushes_.push_back({sender->peer, id, received_});
       answer_flushes(out);
     }
+    add(out);
   }
-  dispatch(out);
+  flush(out);
 }
 
 void Channel::answer_flushes(std::vector<Outgoing>& out) {
@@ -137,29 +152,30 @@ void Channel::consumed(mailbox::Credit::Sender number, std::uint32_t cost) {
     if (bound_ > 0 && number != mailbox::Batch::kUncounted) {
       Sender& sender = senders_[number];
       sender.pending += cost;
-      if (sender.starving || sender.pending >= std::min(kLargeReport, credit_.share() / 4))
+      if (credit_.wants(number) ||
+          sender.pending >= std::min(kLargeReport, credit_.level(number) / 4))
         settle(sender, out);
     }
+    add(out);
   }
-  if (!out.empty()) dispatch(out);
+  flush(out);
 }
 
 void Channel::settle(Sender& sender, std::vector<Outgoing>& out) {
   if (sender.pending == 0) return;
   mailbox::Credit::Changes changes;
-  credit_.consumed(sender.number, std::exchange(sender.pending, 0), changes);
+  credit_.consumed(sender.number, std::exchange(sender.pending, 0), Clock::now(), changes);
   carry_out(changes, out);
 }
 
 void Channel::carry_out(const mailbox::Credit::Changes& changes, std::vector<Outgoing>& out) {
   for (const auto& change : changes) {
-    Sender& sender = senders_[change.sender];
+    const Sender& sender = senders_[change.sender];
     if (!sender.peer) continue;
-    if (change.grant > 0) sender.starving = false;
     out.push_back(message_to(*sender.peer, [&](etf::Writer& item) {
-      item.tuple(4).atom(change.grant > 0 ? "credit" : "reclaim").raw(pid());
-      item.unsigned_integer(change.grant > 0 ? change.grant : change.reclaim);
-      item.unsigned_integer(credit_.share());
+      item.tuple(4).atom(change.reclaim > 0 ? "reclaim" : "credit").raw(pid());
+      item.unsigned_integer(change.reclaim > 0 ? change.reclaim : change.grant);
+      item.unsigned_integer(change.share);
     }));
   }
 }
@@ -195,11 +211,12 @@ Channel::Outgoing Channel::answer(const Demand& demand,
   return one;
 }
 
-void Channel::dispatch(std::vector<Outgoing>& out) {
-  for (auto& one : out) {
-    one.outbox->add(std::move(one.message));
-    one.outbox->flush();
-  }
+void Channel::add(std::vector<Outgoing>& out) {
+  for (auto& one : out) one.outbox->add(std::move(one.message));
+}
+
+void Channel::flush(std::vector<Outgoing>& out) {
+  for (auto& one : out) one.outbox->flush();
   out.clear();
 }
 
@@ -210,8 +227,9 @@ void Channel::tell_senders(const std::function<void(etf::Writer&)>& item) {
     for (const Sender& sender : senders_) {
       if (sender.peer) out.push_back(message_to(*sender.peer, item));
     }
+    add(out);
   }
-  dispatch(out);
+  flush(out);
 }
 
 // --- towards Erlang
@@ -233,8 +251,9 @@ Channel::Sent Channel::send(etf::Buffer& message) {
       out_.push(std::move(message));
     }
     ++sent_;
+    add(out);
   }
-  dispatch(out);
+  flush(out);
   return Sent::kSent;
 }
 
@@ -299,8 +318,9 @@ bool Channel::demand(Demand demand, Patience patience) {
     } else {
       demands_.push(std::move(demand));
     }
+    add(out);
   }
-  dispatch(out);
+  flush(out);
   for (const auto& waiter : woken) waiter->wake();
   return is_new;
 }
@@ -353,9 +373,10 @@ bool Channel::close(std::string reason) {
       }));
     }
     flushes_.clear();
+    add(out);
   }
   in_.close();
-  dispatch(out);
+  flush(out);
   for (const auto& waiter : woken) waiter->wake();
   return true;
 }
@@ -399,8 +420,9 @@ bool Channel::link_down(std::uint64_t link) {
       credit_.remove(sender.number, changes);
       carry_out(changes, out);
     }
+    add(out);
   }
-  dispatch(out);
+  flush(out);
   return owners;
 }
 
@@ -416,8 +438,9 @@ bool Channel::sender_down(const SenderKey& key) {
     mailbox::Credit::Changes changes;
     credit_.remove(sender->number, changes);
     carry_out(changes, out);
+    add(out);
   }
-  dispatch(out);
+  flush(out);
   return owners;
 }
 

@@ -13,7 +13,6 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -56,16 +55,19 @@ class Channel {
     dist::Raw8 pid;
   };
   using PeerPtr = std::shared_ptr<const Peer>;
-  // Another one takes part; its first grant. One that does already is granted nothing; nullopt when
-  // there are too many.
+  // Another one takes part and is told its first grant in the item that `answer` writes: before
+  // anything else that concerns its credit. One that does already is granted nothing. False, and
+  // nothing is told, when there are too many.
   struct Grant {
     std::uint64_t bytes = 0;
     std::uint64_t share = 0;  // what it may hold while nobody else comes
   };
-  std::optional<Grant> attach(const PeerPtr& peer);
+  using Answer = std::function<void(etf::Writer&, Grant)>;
+  bool attach(const PeerPtr& peer, const Answer& answer);
   // It is out of credit and wants to hear of every byte.
   void want(const SenderKey& key);
-  void returned(const SenderKey& key, std::uint64_t bytes);
+  // False when it was not asked for so much.
+  bool returned(const SenderKey& key, std::uint64_t bytes);
   // Of a sender that is attached; anybody else's messages count as sent outside the credit.
   mailbox::Credit::Sender sender(const SenderKey& key) const;
   // What may wait at most, whoever sends it.
@@ -136,7 +138,6 @@ class Channel {
     PeerPtr peer;  // null: gone
     mailbox::Credit::Sender number = 0;
     std::uint64_t pending = 0;  // consumed and not told yet
-    bool starving = false;
   };
   struct Flush {
     PeerPtr peer;
@@ -166,7 +167,11 @@ class Channel {
     return message_to(peer.outbox, dist::view(peer.pid), item);
   }
   void answer_flushes(std::vector<Outgoing>& out);
-  static void dispatch(std::vector<Outgoing>& out);
+  // Lock held, so that nothing overtakes: credit that comes before the answer that a sender is
+  // attached would be lost.
+  static void add(std::vector<Outgoing>& out);
+  // No lock held.
+  static void flush(std::vector<Outgoing>& out);
 
   const dist::ProcessId id_;
   const dist::Raw8 pid_;

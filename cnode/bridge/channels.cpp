@@ -149,7 +149,7 @@ bool Channels::on_item(const Origin& origin, const Payload&, Item item) {
   } else if (verb == "returned") {
     auto bytes = in.unsigned_integer();
     if (!bytes) return false;
-    if (channel) channel->returned(origin.key(), *bytes);
+    if (channel && !channel->returned(origin.key(), *bytes)) return false;
   } else if (verb == "recv" || verb == "try_recv") {
     auto tag = in.term();
     auto most = in.unsigned_integer();
@@ -213,26 +213,23 @@ void Channels::make(const Origin& origin, std::uint64_t id, std::string_view kin
     channels_[process.id] = channel;
   }
   ++open_;
-  const auto grant = channel->attach(peer_of(origin));  // the first is never refused
-  reply(origin, [&](etf::Writer& out) {
+  // The first is never refused.
+  channel->attach(peer_of(origin), [&](etf::Writer& out, Channel::Grant grant) {
     out.tuple(4).atom("new").unsigned_integer(id).tuple(2).atom("ok").raw(channel->pid());
-    out.unsigned_integer(grant->bytes);
+    out.unsigned_integer(grant.bytes);
   });
 }
 
 void Channels::attach_sender(const Origin& origin, std::uint64_t id, const ChannelPtr& channel) {
-  std::optional<Channel::Grant> grant;
-  if (channel && !channel->input_ended()) grant = channel->attach(peer_of(origin));
-  reply(origin, [&](etf::Writer& out) {
-    out.tuple(3).atom("attached").unsigned_integer(id);
-    if (!grant) {
-      out.atom("closed");
-      return;
-    }
-    out.tuple(4);
+  const auto attached = [&](etf::Writer& out, Channel::Grant grant) {
+    out.tuple(3).atom("attached").unsigned_integer(id).tuple(4);
     out.atom(channel->kind() == Channel::Kind::kBytes ? "bytes" : "terms");
     out.unsigned_integer(channel->bound());
-    out.unsigned_integer(grant->bytes).unsigned_integer(grant->share);
+    out.unsigned_integer(grant.bytes).unsigned_integer(grant.share);
+  };
+  if (channel && !channel->input_ended() && channel->attach(peer_of(origin), attached)) return;
+  reply(origin, [&](etf::Writer& out) {
+    out.tuple(3).atom("attached").unsigned_integer(id).atom("closed");
   });
 }
 

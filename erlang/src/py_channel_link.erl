@@ -8,7 +8,8 @@
 %% Credit. Each channel has an atomic counter of the bytes that may still be sent from here. A sender
 %% takes from it before it hands its message over, so `busy` costs no round trip and the bound holds.
 %% What the node's consumers have taken comes back in batches; a sender that found too little leaves
-%% a flag, and the node is asked to be quick about it.
+%% a flag, and the node is asked to be quick about it. When another BEAM is short, the node asks for
+%% what is not used here: {reclaim, Ch, N, Share}, answered by {returned, Ch, M}.
 %%
 %% Batching is that of py_link: what finds the link idle goes out at once and alone, what arrives
 %% meanwhile is drained in one go, order kept.
@@ -501,10 +502,7 @@ from_node({reclaim, Ch, Bytes, Share}, Batch, #link{channels = Channels} = State
     case Channels of
         #{Ch := #channel{credit = Credit}} ->
             atomics:put(Credit, ?SHARE, Share),
-            case give_back(Credit, Bytes) of
-                0 -> {Batch, State};
-                Given -> {item({returned, Ch, Given}, Batch), State}
-            end;
+            {item({returned, Ch, give_back(Credit, Bytes)}, Batch), State};
         #{} ->
             {Batch, State}
     end;

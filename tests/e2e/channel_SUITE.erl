@@ -16,6 +16,10 @@ all() ->
      send_waits_for_room_and_no_longer_than_it_may,
      a_message_as_large_as_the_bound_goes_and_a_larger_one_never,
      several_beams_share_the_bound_and_the_channel,
+     a_beam_that_comes_while_another_sends_loses_nothing_of_its_share,
+     a_beam_that_is_idle_lends_half_of_its_share_to_one_that_sends,
+     a_beam_that_does_not_answer_keeps_its_credit_until_it_answers_or_ends,
+     two_beams_that_never_stop_sending_have_each_a_fair_part,
      a_beam_that_never_met_the_node_is_as_good_as_any,
      threads_and_coroutines_share_a_channel,
      who_leaves_a_loop_or_gives_up_loses_nothing_for_others,
@@ -247,6 +251,112 @@ several_beams_share_the_bound_and_the_channel(Config) ->
         ?assertEqual(ok, py_channel:send(Ch, binary:copy(<<"x">>, 800), 5000)),
         ok = py_channel:close(Ch)
     end).
+
+%% Consumers return credit while a BEAM is attached: what it is granted then must not be there before the news that it is
+%% attached. A message larger than the share goes only where none of it is missing.
+a_beam_that_comes_while_another_sends_loses_nothing_of_its_share(Config) ->
+    Other = application_beam(sw_e2e:context(Config), proplists:get_value(node, Config)),
+    [begin
+        {ok, Ch} = run(Config, fun(_) -> py_channel:new(#{max_size => 65536, owner => none}) end),
+        Counted = meanwhile(fun() -> run(Config, fun(_) -> call(count, [Ch, 4, 4]) end) end),
+        Sent = meanwhile(fun() -> run(Config, fun(_) -> in_parallel(4, fun() -> hammer(Ch, 50) end) end) end),
+        timer:sleep(20),
+        ?assertEqual(ok, sw_e2e:on(Other, fun() -> py_channel:send(Ch, first, 10000) end)),
+        Counts = result(Sent),
+        Large = fun() -> py_channel:send(Ch, binary:copy(<<"x">>, 60000), 10000) end,
+        ?assertEqual({Round, ok}, {Round, sw_e2e:on(Other, Large)}),
+        ok = sw_e2e:on(Other, fun() -> py_channel:flush(Ch, 10000) end),
+        ?assertEqual({Round, ok}, {Round, run(Config, fun(_) -> Large() end)}),
+        ok = run(Config, fun(_) -> py_channel:close(Ch) end),
+        ?assertEqual({ok, lists:sum(Counts) + 3}, result(Counted))
+    end || Round <- lists:seq(1, list_to_integer(os:getenv("CHANNEL_ROUNDS", "10")))],
+    ok = sw_e2e:stop_beam(Other).
+
+a_beam_that_is_idle_lends_half_of_its_share_to_one_that_sends(Config) ->
+    Other = application_beam(sw_e2e:context(Config), proplists:get_value(node, Config)),
+    Here = fun(Function) -> run(Config, fun(_) -> Function() end) end,
+    There = fun(Function) -> sw_e2e:on(Other, Function) end,
+    {ok, Ch} = Here(fun() -> py_channel:new(#{max_size => 40000, owner => none}) end),
+    Send = fun(Size) -> py_channel:send(Ch, binary:copy(<<"x">>, Size - 6), 3000) end,
+    Fill = fun() -> fill(Ch, binary:copy(<<"x">>, 994), 0) end,
+    ?assertEqual(ok, There(fun() -> Send(1000) end)),
+    timer:sleep(200),
+    % Its own half, and half of the other's. What the idle one kept it needs no leave to send.
+    ?assertEqual(29, There(Fill)),
+    ?assertEqual(lists:duplicate(10, ok), Here(fun() -> [py_channel:send(Ch, binary:copy(<<"x">>, 994)) || _ <- lists:seq(1, 10)] end)),
+    ?assertEqual(busy, Here(fun() -> py_channel:send(Ch, binary:copy(<<"x">>, 994)) end)),
+    % It wants more: as soon as there is room that is its own half again, and the other has no more than its own.
+    ?assertMatch({ok, [_ | _]}, Here(fun() -> call('receive', [Ch, 20]) end)),
+    ?assertEqual(10, Here(Fill)),
+    ?assertEqual(10, There(Fill)),
+    ?assertMatch({ok, [_ | _]}, Here(fun() -> call('receive', [Ch, 40]) end)),
+    [begin
+        ?assertEqual(ok, On(fun() -> Send(40000) end)),
+        ?assertMatch({ok, [_]}, Here(fun() -> call('receive', [Ch, 1]) end))
+     end || On <- [Here, There]],
+    ok = Here(fun() -> py_channel:close(Ch) end),
+    ok = sw_e2e:stop_beam(Other).
+
+a_beam_that_does_not_answer_keeps_its_credit_until_it_answers_or_ends(Config) ->
+    #{name := Name} = Node = proplists:get_value(node, Config),
+    Silent = application_beam(sw_e2e:context(Config), Node),
+    Link = fun() -> [{_, Pid}] = ets:lookup(py_channels, {link, Name}), Pid end,
+    Sends = fun(Ch, Timeout) -> run(Config, fun(_) -> py_channel:send(Ch, binary:copy(<<"x">>, 400), Timeout) end) end,
+    Full = fun() ->
+        {ok, Ch} = sw_e2e:on(Silent, fun() -> py_channel:new(#{max_size => 1000, owner => none}) end),
+        ok = sw_e2e:on(Silent, fun() -> sys:suspend(Link()) end),
+        ?assertEqual(busy, Sends(Ch, 300)),
+        ?assertEqual(busy, Sends(Ch, 300)),
+        Ch
+    end,
+    First = Full(),
+    ok = sw_e2e:on(Silent, fun() -> sys:resume(Link()) end),
+    ?assertEqual(ok, Sends(First, 3000)),
+    ok = run(Config, fun(_) -> py_channel:close(First) end),
+    Second = Full(),
+    ok = sw_e2e:kill_beam(Silent),
+    % The end of its link closes the channel that it made: as ever.
+    run(Config, fun(_) -> ?assertEqual({error, closed}, eventually_closed(Second)) end).
+
+two_beams_that_never_stop_sending_have_each_a_fair_part(Config) ->
+    Other = application_beam(sw_e2e:context(Config), proplists:get_value(node, Config)),
+    [begin
+        {ok, Ch} = run(Config, fun(_) -> py_channel:new(#{max_size => Max, owner => none}) end),
+        Counted = meanwhile(fun() -> run(Config, fun(_) -> call(count, [Ch, 2, 2]) end) end),
+        Hammer = fun() -> lists:sum(in_parallel(3, fun() -> hammer(Ch, 1500) end)) end,
+        Parts = [meanwhile(fun() -> sw_e2e:on(Beam, Hammer) end) || Beam <- [proplists:get_value(beam, Config), Other]],
+        [Here, There] = [result(Part) || Part <- Parts],
+        ct:pal("bound ~p: ~p and ~p messages", [Max, Here, There]),
+        ok = sw_e2e:on(Other, fun() -> py_channel:flush(Ch, 30000) end),
+        ok = run(Config, fun(_) -> py_channel:close(Ch) end),
+        ?assertEqual({ok, Here + There}, result(Counted)),
+        ?assert(min(Here, There) * 5 > Here + There, {Max, Here, There})
+    end || Max <- [200, 4000, 65536]],
+    ok = sw_e2e:stop_beam(Other).
+
+%% How many of them there is room for.
+fill(Ch, Message, Count) ->
+    case py_channel:send(Ch, Message, 300) of
+        ok -> fill(Ch, Message, Count + 1);
+        busy -> Count
+    end.
+
+in_parallel(Count, Function) -> [result(Each) || Each <- [meanwhile(Function) || _ <- lists:seq(1, Count)]].
+
+meanwhile(Function) -> spawn_monitor(fun() -> exit({done, Function()}) end).
+
+result({Pid, Monitor}) ->
+    receive {'DOWN', Monitor, process, Pid, Why} -> {done, Result} = Why, Result end.
+
+hammer(Ch, Milliseconds) -> hammer_until(Ch, erlang:monotonic_time(millisecond) + Milliseconds, 0).
+
+%% How many messages were sent.
+hammer_until(Ch, End, Count) ->
+    _ = [ok = py_channel:send(Ch, {N, <<"a message">>}, 10000) || N <- lists:seq(1, 20)],
+    case erlang:monotonic_time(millisecond) < End of
+        true -> hammer_until(Ch, End, Count + 20);
+        false -> Count + 20
+    end.
 
 a_beam_that_never_met_the_node_is_as_good_as_any(Config) ->
     Context = sw_e2e:context(Config),
@@ -662,6 +772,8 @@ many_senders_and_many_consumers_lose_double_and_reorder_nothing(Config) ->
     Apart(here, Beam, fun() -> Sending(0) end),
     Apart(there, Other, fun() -> Sending(4) end),
     Counts = receive {here, Here} -> Here end ++ receive {there, There} -> There end,
+    % The close is behind what its own BEAM sent, not behind the other's.
+    ok = sw_e2e:on(Other, fun() -> py_channel:flush(Ch, 30000) end),
     ok = sw_e2e:on(Beam, fun() -> py_channel:close(Ch) end),
     ?assertEqual({ok, Counts}, receive {tallied, Tallied} -> Tallied end),
     ct:pal("~p messages a second", [lists:sum(Counts) div Seconds]),

@@ -1067,9 +1067,61 @@ in_a_channel(
 in_a_channel(
     "more is given back than was had",
     lambda p, ch: [items_frame(p, *[(Atom("returned"), ch, 1 << 62)] * 100)],
-    IGNORED,
-    REPLIED,
+    CLOSED,
 )
+in_a_channel(
+    "credit is given back that was not asked for",
+    lambda p, ch: [items_frame(p, (Atom("returned"), ch, 1))],
+    CLOSED,
+)
+in_a_channel(
+    "nothing is given back, again and again",
+    lambda p, ch: [items_frame(p, *[(Atom("returned"), ch, 0)] * 10_000)],
+    IGNORED,
+)
+in_a_channel(
+    "more is wanted again and again",
+    lambda p, ch: [items_frame(p, *[(Atom("want"), ch)] * 10_000)],
+    IGNORED,
+)
+
+
+def told_of(peer: RawPeer, verb: str) -> tuple[Any, ...]:
+    """The next item of that kind."""
+    while True:
+        message = peer.receive(PATIENCE)
+        if message.control[0] in NO_ANSWERS:
+            continue
+        (_, [item]) = message.payload
+        if item[0] == Atom(verb):
+            return tuple(item)
+
+
+@attack("channel: more is given back than was asked for", CLOSED)
+def too_much_given_back(target: Target, _: random.Random) -> Outcome:
+    with linked(target) as liar, linked(target) as other:
+        channel = new_channel(liar, 1000)
+        other.send_frame(items_frame(other, (Atom("attach"), 1, channel)))
+        (_, _, asked, _) = told_of(liar, "reclaim")
+        item = (Atom("returned"), channel, asked + 1)
+        return play(liar, [items_frame(liar, item)], (CLOSED,))
+
+
+@attack("channel: what was sent is given back as well", REPLIED)
+def given_back_twice(target: Target, _: random.Random) -> Outcome:
+    """The other one is given no more than its share of it, however often the first one lies."""
+    with linked(target) as liar, linked(target) as other:
+        channel = new_channel(liar, 1000)
+        liar.send_frame(items_frame(liar, (Atom("send"), channel, 1000, (b"x" * 990,))))
+        other.send_frame(items_frame(other, (Atom("attach"), 1, channel)))
+        (_, _, asked, _) = told_of(liar, "reclaim")
+        liar.send_frame(items_frame(liar, (Atom("returned"), channel, asked)))
+        (_, _, granted, share) = told_of(other, "credit")
+        if granted > 500 or share > 500:
+            raise AssertionError(f"{granted} bytes of credit, share {share}")
+        return play(other, [items_frame(other, (Atom("info"), 1, channel))], (REPLIED,))
+
+
 in_a_channel(
     "300,000 receivers that ask",
     lambda p, ch: [

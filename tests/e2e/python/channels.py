@@ -85,6 +85,19 @@ async def consumers(ref: Any, threads: int, coroutines: int) -> list[list[Any]]:
     return by_thread + list(by_coroutine)
 
 
+async def count(ref: Any, threads: int, coroutines: int) -> int:
+    """How many messages so many threads and coroutines receive until the channel closes."""
+
+    def consume() -> int:
+        return sum(1 for _ in Channel(ref))
+
+    async def consume_async() -> int:
+        return sum([1 async for _ in Channel(ref)])
+
+    in_threads = [asyncio.to_thread(consume) for _ in range(threads)]
+    return sum(await asyncio.gather(*in_threads, *(consume_async() for _ in range(coroutines))))
+
+
 def break_off(ref: Any, after: int) -> list[Any]:
     """Leaves the loop with messages decoded and not handed out."""
     messages = []
