@@ -18,7 +18,7 @@
 -export([spawn_call/3, spawn_call/4, spawn_call/5, await/1, await/2]).
 -export([register_function/2, register_function/3, unregister_function/1]).
 -export([trace_context/0, set_trace_context/1]).
--export([version/0, node_info/1]).
+-export([version/0, node_info/1, top/1, top/2]).
 
 -export_type([target/0, name/0, kwargs/0, options/0, result/0, reason/0]).
 
@@ -229,17 +229,55 @@ set_trace_context(Trace) ->
 -spec version() -> {ok, binary()} | {error, reason()}.
 version() ->
     case py_node:default(?TIMEOUT_MS) of
-        {ok, Target} -> python_version(node_info(Target));
+        {ok, Target} -> python_version(hello(Target));
         {error, Reason} -> {error, Reason}
     end.
 
-%% What a node, or a member of a pool, said of itself when it was connected: version of the protocol,
-%% Python, workers, …
+%% What a node, or a member of a pool, says of itself: versions, workers, queue, calls, memory, … See
+%% docs/observing.md. Answered without Python, so also by a node that hangs.
 -spec node_info(target()) -> {ok, py_node:info()} | {error, reason()}.
 node_info(Target) when is_atom(Target) ->
+    case hello(Target) of
+        {ok, Hello = #{node := Node}} ->
+            case py_top:report(Node, summary, ?TIMEOUT_MS) of
+                {ok, Report} -> {ok, maps:merge(Report, Hello)};
+                {error, {bad_request, _}} -> {ok, Hello};    % of a version that does not report
+                {error, Reason} -> {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% What a node does: its busiest functions, its queues, how long calls wait and for what, since it was
+%% started. py_top:view/1 prints it.
+-spec top(target()) -> {ok, py_top:top()} | {error, reason()}.
+top(Target) ->
+    top(Target, #{}).
+
+%% The same sorted by something else, for more functions or fewer, or of the next so many ms.
+-spec top(target(), py_top:options()) -> {ok, py_top:top()} | {error, reason()}.
+top(Target, Options) when is_atom(Target), is_map(Options) ->
+    case hello(Target) of
+        {ok, #{node := Node, python := Python}} ->
+            case py_top:top(Node, Options) of
+                {ok, Top} -> {ok, Top#{python => Python}};
+                {error, Reason} -> {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% What it said when it was connected, and its name.
+-spec hello(target()) -> {ok, py_node:info()} | {error, reason()}.
+hello(Target) ->
     case py_pool:resolve(Target, ?TIMEOUT_MS) of
-        {ok, Node} -> py_node:info(Node, ?TIMEOUT_MS);
-        {error, Reason} -> {error, Reason}
+        {ok, Node} ->
+            case py_node:info(Node, ?TIMEOUT_MS) of
+                {ok, Info} -> {ok, Info#{node => Node}};
+                {error, Reason} -> {error, Reason}
+            end;
+        {error, Reason} ->
+            {error, Reason}
     end.
 
 -spec python_version({ok, py_node:info()} | {error, reason()}) ->
@@ -260,6 +298,13 @@ request(Target, Request, Timeout) ->
 -spec request(destination(), py_link:request(), timeout(), py_pool:how()) -> result().
 request(Target, Plain, Timeout, How) ->
     Request = py_trace:onto(Plain),
+    case py_telemetry:on(call) of
+        false -> ask(Target, Request, Timeout, How);
+        true -> py_telemetry:span(Target, Request, fun() -> ask(Target, Request, Timeout, How) end)
+    end.
+
+-spec ask(destination(), py_link:request(), timeout(), py_pool:how()) -> result().
+ask(Target, Request, Timeout, How) ->
     case py_link:find(Target) of
         undefined -> request_of_pool(pool(Target), Target, Request, Timeout, How);
         Link -> py_link:call(Link, Request, Timeout)
@@ -295,10 +340,12 @@ slow_request(Target, Request, Timeout) ->
 -spec cast_to(destination(), tuple(), py_pool:how()) -> ok | {error, reason()}.
 cast_to(Target, Plain, How) ->
     Cast = py_trace:onto(Plain),
-    case py_link:find(Target) of
+    Result = case py_link:find(Target) of
         undefined -> cast_to_pool(pool(Target), Target, Cast, How);
         Link -> py_link:cast(Link, Cast)
-    end.
+    end,
+    _ = [py_telemetry:cast(Target, Cast, Result) || py_telemetry:on(call)],
+    Result.
 
 -spec cast_to_pool(py_pool:view() | undefined, destination(), tuple(), py_pool:how()) ->
     ok | {error, reason()}.
@@ -315,7 +362,7 @@ spawn_item(Target, Plain, Timeout, How) ->
     Request = py_trace:onto(Plain),
     case py_link:find(Target) of
         undefined -> spawn_in_pool(pool(Target), Target, Request, Timeout, How);
-        Link -> spawned(py_link:spawn_call(Link, Request, Timeout))
+        Link -> spawn_on(Link, Target, Request, Timeout)
     end.
 
 -spec spawn_in_pool(py_pool:view() | undefined, destination(), py_link:request(), timeout(),
@@ -329,8 +376,19 @@ spawn_in_pool(Pool, _, Request, Timeout, How) ->
 slow_spawn(Target, Request, Timeout) ->
     Deadline = deadline(Timeout),
     case find_link(Target, Timeout) of
-        {ok, Link} -> spawned(py_link:spawn_call(Link, Request, remaining(Deadline)));
+        {ok, Link} -> spawn_on(Link, Target, Request, remaining(Deadline));
         {error, Reason} -> spawned(Reason)
+    end.
+
+%% Where somebody listens the link tells of the end of the call, whoever receives its result.
+-spec spawn_on(py_link:handle(), destination(), py_link:request(), timeout()) -> reference().
+spawn_on(Link, Target, Request, Timeout) ->
+    case py_telemetry:on(call) of
+        false ->
+            spawned(py_link:spawn_call(Link, Request, Timeout));
+        true ->
+            Watch = py_telemetry:begin_call(spawn_call, Target, Request),
+            spawned(py_link:spawn_call(Link, Request, Timeout, Watch))
     end.
 
 %% What never got as far as a link is answered by message as well.

@@ -19,7 +19,7 @@ start(_Type, _Args) ->
 
 -spec stop(term()) -> ok.
 stop(_State) ->
-    ok.
+    py_telemetry:forget_table().
 
 -spec configured_nodes() -> [node()].
 configured_nodes() ->

@@ -149,12 +149,18 @@ send({Ch, Link, Credit, Max, _}, Term, Cost) ->
             ok;
         busy ->
             case is_process_alive(Link) of
-                true -> want(Ch, Link, Credit), busy;
+                true -> want(Ch, Link, Credit), told_busy(Ch, Cost, Max);
                 false -> forget(Link), closed()
             end;
         closed ->
             closed()
     end.
+
+-spec told_busy(pid(), non_neg_integer(), non_neg_integer()) -> busy.
+told_busy(Ch, Cost, Max) ->
+    _ = [py_telemetry:channel(busy, Ch, #{size => Cost}, #{max_size => Max})
+         || py_telemetry:on(channel)],
+    busy.
 
 -spec closed() -> {error, closed}.
 closed() ->
@@ -506,8 +512,8 @@ from_node({reclaim, Ch, Bytes, Share}, Batch, #link{channels = Channels} = State
         #{} ->
             {Batch, State}
     end;
-from_node({closed, Ch, _Reason, Consumed}, Batch, State) ->
-    {Batch, closed(Ch, Consumed, State)};
+from_node({closed, Ch, Reason, Consumed}, Batch, State) ->
+    {Batch, closed(Ch, Reason, Consumed, State)};
 from_node({new, Id, Result, Grant}, Batch, #link{asked = Asked} = State) ->
     case maps:take(Id, Asked) of
         {{Ref, {new, Kind, Max, Owner}}, Left} ->
@@ -549,6 +555,8 @@ answer(Id, Answer, #link{asked = Asked} = State) ->
            #batch{}, #link{}) -> {#batch{}, #link{}}.
 made({ok, Ch}, Grant, Kind, Max, Owner, Ref, Batch, State) ->
     State1 = open(Ch, Kind, Max, Grant, Grant, watch(Owner, Ch), State),
+    _ = [py_telemetry:channel(opened, Ch, #{}, #{kind => Kind, max_size => Max})
+         || py_telemetry:on(channel)],
     Ref ! {Ref, {ok, Ch}},
     {Batch, State1};
 made({error, Reason}, _, _, _, _, Ref, Batch, State) ->
@@ -628,8 +636,8 @@ give_back(Credit, Bytes) ->
 
 %% --- The end of a channel, and of the link ----------------------------------------------------------
 
--spec closed(pid(), non_neg_integer(), #link{}) -> #link{}.
-closed(Ch, Consumed, #link{channels = Channels, carriers = Carriers} = State) ->
+-spec closed(pid(), term(), non_neg_integer(), #link{}) -> #link{}.
+closed(Ch, Reason, Consumed, #link{channels = Channels, carriers = Carriers} = State) ->
     case maps:take(Ch, Channels) of
         {#channel{credit = Credit, owner = Owner, carrier = Carrier, waiters = Waiters, max = Max}, Left} ->
             ok = py_channel_carrier:stop(Carrier),
@@ -638,6 +646,8 @@ closed(Ch, Consumed, #link{channels = Channels, carriers = Carriers} = State) ->
             _ = [erlang:demonitor(Owner, [flush]) || Owner =/= none],
             _ = [Ref ! {Ref, {error, closed}} || {Ref, _, _} <- queue:to_list(Waiters)],
             Info = #{size => 0, max_size => Max, closed => true, consumed => Consumed},
+            _ = [py_telemetry:channel(closed, Ch, #{consumed => Consumed}, #{reason => Reason})
+                 || py_telemetry:on(channel)],
             State1 = State#link{channels = Left, carriers = maps:remove(Carrier, Carriers)},
             remember(Ch, Info, answer_about(Ch, Info, State1));
         error ->
@@ -662,7 +672,7 @@ remember(Ch, Info, #link{gone = Gone, gone_order = Order} = State) ->
 
 -spec finish(term(), #link{}) -> no_return().
 finish(Reason, #link{node = Node, channels = Channels} = State) ->
-    _ = maps:fold(fun(Ch, _, S) -> closed(Ch, 0, S) end, State, Channels),
+    _ = maps:fold(fun(Ch, _, S) -> closed(Ch, {down, why(Reason)}, 0, S) end, State, Channels),
     true = ets:delete_object(?TABLE, {{link, Node}, self()}),
     exit({shutdown, why(Reason)}).
 

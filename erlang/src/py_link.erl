@@ -32,7 +32,7 @@
 
 -export([new_table/0, new_counters/0, in_flight/1, claim/1, release/1, start_link/3, close/2, lost/2, serve/2,
          forget_link/1]).
--export([find/1, owner/1, call/3, begin_call/2, why/1, cast/2, spawn_call/3, await/2, forget/1]).
+-export([find/1, owner/1, call/3, begin_call/2, why/1, cast/2, spawn_call/3, spawn_call/4, await/2, forget/1]).
 -export([init/3, loop/1, carry/3]).
 -export([system_continue/3, system_terminate/4, system_code_change/4, system_get_state/1,
          system_replace_state/2]).
@@ -65,7 +65,9 @@
     | {call, 0, name(), name(), [term()], kwargs()}
     | {call, 0, name(), name(), [term()], kwargs(), item_options()}
     | {eval, 0, pid(), binary(), #{name() => term()}}
-    | {exec, 0, pid(), binary()}.
+    | {eval, 0, pid(), binary(), #{name() => term()}, item_options()}
+    | {exec, 0, pid(), binary()}
+    | {exec, 0, pid(), binary(), item_options()}.
 -type cast() ::
     {cast, name(), name(), [term()], kwargs()}
     | {cast, name(), name(), [term()], kwargs(), item_options()}.
@@ -104,7 +106,8 @@
     timer = none :: reference() | none,
     middle = #{} :: #{id() => waiter()},      % calls that have seen one sweep
     old = #{} :: #{id() => watched()},        % calls that have seen two
-    refs = #{} :: #{reference() => id()}      % spawn_calls, to find them for forget/1
+    refs = #{} :: #{reference() => id()},     % spawn_calls, to find them for forget/1
+    watches = #{} :: #{reference() => py_telemetry:watch()}    % those whose end is to be told
 }).
 
 %% Calls younger than the last sweep; an argument of its own because every call changes it.
@@ -249,6 +252,20 @@ spawn_call({_, Link, Counters, Max}, Request, Timeout) ->
             Ref
     end.
 
+%% The same for one whose end is to be told to py_telemetry.
+-spec spawn_call(handle(), request(), timeout(), py_telemetry:watch()) -> reference() | overloaded.
+spawn_call({_, Link, Counters, Max}, Request, Timeout, Watch) ->
+    case admit(Counters, Max) of
+        overloaded ->
+            ok = py_telemetry:answered(Watch, {error, overloaded}),
+            overloaded;
+        Id ->
+            Ref = erlang:monitor(process, Link, [{alias, reply_demonitor}, {tag, py_response}]),
+            Link ! {'$watch', Ref, Watch},
+            Link ! {'$spawn_call', Ref, self(), deadline(Timeout), setelement(2, Request, Id)},
+            Ref
+    end.
+
 %% Waits for the result of a spawn_call. After a timeout the call is cancelled and silent.
 -spec await(reference(), timeout()) -> result().
 await(Ref, Timeout) ->
@@ -373,6 +390,8 @@ accept({'$spawn_call', Alias, Caller, Deadline, Item}, N, Items, Done, Young, St
     Refs = (State#link.refs)#{Alias => Id},
     Waiter = {Alias, Caller, Deadline},
     next(N + 1, [Item | Items], Done, Young#{Id => Waiter}, State#link{refs = Refs});
+accept({'$watch', Alias, Watch}, N, Items, Done, Young, State = #link{watches = Watches}) ->
+    next(N, Items, Done, Young, State#link{watches = Watches#{Alias => Watch}});
 accept({'$large_call', Alias, Caller, Item}, N, Items, Done, Young, State) ->
     Carrier = spawn(?MODULE, carry, [self(), State#link.target, Item]),
     Waiter = {Alias, Caller, carrier, Carrier},
@@ -434,7 +453,21 @@ reply({Alias, _, carrier, Carrier}, Result, State) ->
     State;
 reply({Alias, _, _}, Result, State = #link{refs = Refs}) ->
     Alias ! {py_response, Alias, Result},
-    State#link{refs = maps:remove(Alias, Refs)}.
+    watched(Alias, Result, State#link{refs = maps:remove(Alias, Refs)}).
+
+%% Handlers are called in a process of their own: nobody else's call is to wait for them.
+-spec watched(reference(), result(), #link{}) -> #link{}.
+watched(_, _, State = #link{watches = Watches}) when map_size(Watches) =:= 0 ->
+    State;
+watched(Alias, Result, State = #link{watches = Watches}) ->
+    case maps:take(Alias, Watches) of
+        {Watch, Left} ->
+            Outcome = case Result of {ok, _} -> ok; Error -> Error end,
+            _ = spawn(py_telemetry, answered, [Watch, Outcome, erlang:monotonic_time()]),
+            State#link{watches = Left};
+        error ->
+            State
+    end.
 
 %% Takes a call that has seen a sweep out of the books.
 -spec take(id(), #link{}) -> {waiter(), #link{}} | error.
@@ -492,7 +525,8 @@ expire(Id, N, Items, Done, Young, State) ->
     end.
 
 -spec drop_ref(waiter(), #link{}) -> #link{}.
-drop_ref({Ref, _, _}, State = #link{refs = Refs}) -> State#link{refs = maps:remove(Ref, Refs)};
+drop_ref({Ref, _, _}, State = #link{refs = Refs}) ->
+    watched(Ref, {error, cancelled}, State#link{refs = maps:remove(Ref, Refs)});
 drop_ref(_, State) -> State.
 
 %% --- Sending ----------------------------------------------------------------------------------
@@ -655,7 +689,7 @@ settle(Reason, #link{settle = Settle}) ->
     end.
 
 -spec finish(term(), non_neg_integer(), young(), #link{}) -> no_return().
-finish(Why, Linger, Young, #link{parent = Parent, middle = Middle, old = Old}) ->
+finish(Why, Linger, Young, #link{parent = Parent, middle = Middle, old = Old} = State) ->
     ok = forget_link(self()),
     Parent ! {'$link_down', self(), Why},
     Result = {error, {down, Why}},
@@ -663,6 +697,7 @@ finish(Why, Linger, Young, #link{parent = Parent, middle = Middle, old = Old}) -
     maps:foreach(Tell, Young),
     maps:foreach(Tell, Middle),
     maps:foreach(fun(_, {Waiter, _, _}) -> tell(Waiter, Result) end, Old),
+    maps:foreach(fun(Ref, _) -> watched(Ref, Result, State) end, State#link.watches),
     linger(Result, Linger),
     unlink(Parent),
     exit({shutdown, Why}).
@@ -679,6 +714,9 @@ linger(Result, Linger) ->
             linger(Result, Linger);
         {'$spawn_call', Alias, Caller, Deadline, _} ->
             tell({Alias, Caller, Deadline}, Result),
+            linger(Result, Linger);
+        {'$watch', _, Watch} ->
+            _ = spawn(py_telemetry, answered, [Watch, Result, erlang:monotonic_time()]),
             linger(Result, Linger);
         {'$close', _} ->
             linger(Result, 0);

@@ -453,7 +453,12 @@ carry(Caller, Name, Request, Deadline, How) ->
 
 -spec carried(view() | undefined, name(), #call{}) -> py_link:result() | cancelled.
 carried(undefined, Name, _) -> {error, {bad_target, Name}};
-carried(View, _, Call) -> catch_cancel(fun() -> attempt(View, Call) end).
+carried(View, Name, Call) ->
+    Attempt = fun() -> attempt(View, Call) end,
+    catch_cancel(case py_telemetry:on(call) of
+                     false -> Attempt;
+                     true -> fun() -> py_telemetry:span(spawn_call, Name, Call#call.request, Attempt) end
+                 end).
 
 -spec catch_cancel(fun(() -> ok | py_link:result())) -> py_link:result() | cancelled.
 catch_cancel(Function) ->

@@ -1,5 +1,5 @@
-%% Top supervisor. It also owns the tables of functions, links, channels, pools and stores, which must
-%% outlive every process that uses them.
+%% Top supervisor. It also owns the tables of handlers, functions, links, channels, pools and stores,
+%% which must outlive every process that uses them.
 %%
 %%   py_sup (rest_for_one) ─┬─ py_callback_sup  py_callback, and one py_callback_link per calling node
 %%                          ├─ py_node_sup      one py_node per node, each with its py_link
@@ -21,6 +21,7 @@ start_link() ->
 
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = py_telemetry:new_table(),
     ok = py_callback:new_table(),
     ok = py_link:new_table(),
     ok = py_channel_link:new_table(),

@@ -15,6 +15,7 @@
 
 -record(fake, {
     hello :: term(),                                  % the whole answer to hello, or `silent`
+    report :: term(),                                 % the whole answer to report
     place :: term(),                                  % the result of `place`
     greeters = [] :: [pid()],                         % said hello and want events
     batches = [] :: [[tuple()]],                      % newest first
@@ -63,6 +64,7 @@ init(Starter, Options) ->
     Starter ! {self(), ready},
     Info = #{version => 1, python => <<"3.11.2">>, workers => 4, node_version => <<"0">>},
     loop(#fake{hello = maps:get(hello, Options, {ok, Info}),
+               report = maps:get(report, Options, {ok, #{queue => 3, platform => <<"fake">>}}),
                place = maps:get(place, Options, {ok, node()})}).
 
 -spec loop(#fake{}) -> no_return().
@@ -76,6 +78,9 @@ loop(Fake = #fake{batches = Batches, log = Log}) ->
         {'$gen_call', From, {hello, _} = Hello} ->
             greet(From, Fake#fake.hello),
             loop(Fake#fake{log = [Hello | Log], greeters = greeters(From, Hello) ++ Fake#fake.greeters});
+        {'$gen_call', From, {report, _}} ->
+            gen_server:reply(From, Fake#fake.report),
+            loop(Fake);
         {'$tell', Event} ->
             lists:foreach(fun(Pid) -> Pid ! {'$py_node', Event} end, Fake#fake.greeters),
             loop(Fake);
@@ -117,6 +122,8 @@ perform({call, Id, M, F, Args}) -> perform(F, Id, M, Args);
 perform({call, Id, M, F, Args, Kwargs}) -> perform(F, Id, M, {Args, Kwargs});
 perform({call, Id, M, F, Args, Kwargs, Options}) -> perform(F, Id, M, {Args, Kwargs, Options});
 perform({eval, Id, Caller, Code, Locals}) -> [{Id, {ok, {eval, Caller, Code, Locals}}}];
+perform({eval, Id, Caller, Code, Locals, Options}) -> [{Id, {ok, {eval, Caller, Code, Locals, Options}}}];
+perform({exec, Id, Caller, Code, Options}) -> [{Id, {ok, {exec, Caller, Code, Options}}}];
 perform({exec, Id, Caller, Code}) -> [{Id, {ok, {exec, Caller, Code}}}];
 perform({cast, _, _, _, _}) -> [];
 perform({cast, _, _, _, _, _}) -> [];

@@ -19,7 +19,7 @@
          a_target_that_is_no_node_is_an_error/1,
          wrong_types_of_arguments_raise_in_the_caller/1,
          registered_functions_can_be_looked_up_until_they_are_taken_back/1,
-         node_info_and_version_come_from_the_greeting/1]).
+         node_info_is_the_greeting_and_what_the_node_reports/1]).
 
 suite() -> [{timetrap, {seconds, 120}}].
 
@@ -38,7 +38,7 @@ all() ->
      a_target_that_is_no_node_is_an_error,
      wrong_types_of_arguments_raise_in_the_caller,
      registered_functions_can_be_looked_up_until_they_are_taken_back,
-     node_info_and_version_come_from_the_greeting].
+     node_info_is_the_greeting_and_what_the_node_reports].
 
 init_per_suite(Config) ->
     Epmd = cluster:start_epmd(),
@@ -262,13 +262,13 @@ registered_functions_can_be_looked_up_until_they_are_taken_back(Config) ->
     ?assertEqual([{ok, fun lists:sum/1}, {ok, fun lists:sum/1}, {ok, {lists, max}},
                   {error, not_found}, {error, not_found}], Found).
 
-node_info_and_version_come_from_the_greeting(Config) ->
+node_info_is_the_greeting_and_what_the_node_reports(Config) ->
     Node = target(Config),
     {Info, Version} = client(Config, fun() ->
         ok = application:set_env(sidewinder, default_node, Node),
         {py:node_info(Node), py:version()}
     end),
-    ?assertMatch({ok, #{version := 1, workers := 4}}, Info),
+    ?assertMatch({ok, #{version := 1, workers := 4, queue := 3, platform := <<"fake">>, node := Node}}, Info),
     ?assertEqual({ok, <<"3.11.2">>}, Version),
     ?assertMatch([{hello, #{version := 1, application := <<_, _/binary>>}}],
                  fake(Config, fun fake_node:log/0)).

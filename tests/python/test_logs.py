@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -108,6 +111,127 @@ def test_a_record_reaches_the_logger_of_the_beam_with_where_it_was_made(
     }
     assert metadata[Atom("line")] > 0
     assert "caller" not in metadata
+
+
+def test_an_exception_its_task_and_extra_fields_are_metadata(
+    peer: FakePeer, logger: logging.Logger
+) -> None:
+    async def fail() -> None:
+        try:
+            {}["k"]
+        except KeyError:
+            extra = {"order": 7, "odd": object, "large": "x" * 100_000}
+            logger.exception("failed", extra=extra)
+
+    async def main() -> None:
+        await asyncio.create_task(fail(), name="worker 7")
+
+    logger.addHandler(BeamHandler())
+    asyncio.run(main())
+    [(_, text, metadata)] = peer.logged
+    kind, name, message, trace = metadata[Atom("exception")]
+    assert (kind, name, message) == (Atom("python"), "KeyError", "'k'")
+    assert trace.startswith("Traceback") and "in fail" in trace
+    assert text.startswith("failed\nTraceback")
+    assert metadata[Atom("task")] == "worker 7"
+    assert metadata[Atom("module")] == "test_logs"
+    assert abs(metadata[Atom("time")] - time.time() * 1e6) < 60e6
+    assert metadata[Atom("extra")] == {
+        "order": 7,
+        "odd": "<class 'object'>",
+        "large": "str of 100006 bytes",
+    }
+
+
+def test_levels_can_be_given_others_of_logger(peer: FakePeer, logger: logging.Logger) -> None:
+    logger.addHandler(BeamHandler(levels={logging.ERROR: "alert", logging.INFO: "notice"}))
+    logger.critical("one")
+    logger.warning("two")
+    logger.debug("three")
+    assert [level for level, _, _ in peer.logged] == ["alert", "notice", "debug"]
+    with pytest.raises(ValueError, match="no level 'loud'"):
+        BeamHandler(levels={1: "loud"})
+
+
+def test_what_a_peer_does_not_handle_is_bounded_counted_and_told(
+    peer: FakePeer, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    native = erlang._backend.native
+
+    def ask_call(name: str, args: Any, node: Any, wake: Any, trace: Any) -> object:
+        asked.append(wake)
+        return object()
+
+    monkeypatch.setattr(native, "ask_call", ask_call)
+    kept = Kept()
+    handler = BeamHandler(window=8, fallback=kept)
+    logger.addHandler(handler)
+    for number in range(20):
+        logger.info("%d", number)
+    assert [text for _, text, _ in peer.logged] == [str(number) for number in range(8)]
+    assert (handler.dropped, len(kept.records), len(asked)) == (12, 12, 1)
+    asked[0]()  # the peer has handled the two that came before the question
+    asked[0]()
+    logger.info("again")
+    assert [text for _, text, _ in peer.logged][8:] == [
+        "12 log records were dropped: more than 8 were under way",
+        "again",
+    ]
+    assert peer.logged[8][2][Atom("dropped")] == 12
+    assert len(asked) == 2
+
+
+def test_a_peer_that_handles_records_leaves_room_for_any_number(
+    peer: FakePeer, logger: logging.Logger
+) -> None:
+    handler = BeamHandler(window=8)
+    logger.addHandler(handler)
+    for number in range(200):
+        logger.info("%d", number)
+        time.sleep(0.0005)  # the answers are told by another thread
+    assert len(peer.logged) + handler.dropped >= 200
+    assert handler.dropped < 100
+
+
+def test_a_record_logged_while_one_is_sent_is_not_sent(
+    peer: FakePeer, logger: logging.Logger
+) -> None:
+    class Talkative(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            logger.info("formatting")
+            return super().format(record)
+
+    handler = BeamHandler()
+    handler.setFormatter(Talkative())
+    logger.addHandler(handler)
+    logger.info("one")
+    logger.info("two")
+    assert [text for _, text, _ in peer.logged] == ["one", "two"]
+
+
+def test_a_thread_that_never_comes_back_does_not_keep_the_program_from_ending(
+    peer: FakePeer, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def log_to_peer(*_: object) -> bool:
+        begun.set()
+        return end.wait(30)
+
+    handler = BeamHandler()
+    logger.addHandler(handler)
+    monkeypatch.setattr(erlang._backend.native, "log_to_peer", log_to_peer)
+    thread = threading.Thread(target=logger.info, args=("stuck",))
+    thread.start()
+    assert begun.wait(30)
+    ended = threading.Thread(target=logging.shutdown, args=([weakref.ref(handler)],))
+    ended.start()
+    ended.join(30)
+    stuck = ended.is_alive()
+    end.set()
+    thread.join()
+    assert not stuck
 
 
 @pytest.mark.parametrize(
