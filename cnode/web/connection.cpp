@@ -61,6 +61,7 @@ void Connection::lost() {
   if (exchange_ != nullptr) {
     const py::Ref exchange = py::Ref::borrow(exchange_);
     exchange_of(exchange.get()).disconnected();
+    log_socket();
     end_exchange();
   }
   frames_.reset();
@@ -206,6 +207,7 @@ void Connection::begin_request(const RequestParser::Head& head) {
   began_ = Service::now();
   method_ = head.method;
   target_ = head.target;
+  minor_ = head.minor;
   const bool websocket = is_websocket(head);
   const Target target = parts_of(head.target);
   const std::string path = percent_decoded(target.path);
@@ -241,12 +243,15 @@ void Connection::refuse(int status, std::string_view reason) {
   ++service_.counters().refused_total;
   if (exchange_ != nullptr) {
     const py::Ref exchange = py::Ref::borrow(exchange_);
-    if (HttpExchange* current = http(); current != nullptr && !current->head_sent())
+    if (HttpExchange* current = http(); current != nullptr && !current->head_sent()) {
       write_refusal(status, reason);
+      log_access(status, reason.size());
+    }
     exchange_of(exchange.get()).disconnected();
     end_exchange();
   } else {
     write_refusal(status, reason);
+    if (refusal_ != 0) log_access(status, reason.size());
   }
   close();
 }
@@ -332,15 +337,24 @@ void Connection::next_request() {
   update_reading();
 }
 
-void Connection::finished(const HttpExchange& exchange) {
+void Connection::log_access(int status, std::uint64_t sent, std::optional<std::uint16_t> code) {
   if (service_.access() == nullptr) return;
   const py::Ref client = text_from(client_text_);
   const py::Ref method = text_from(method_);
   const py::Ref target = text_from(target_);
+  const py::Ref close_code = code ? py::check(PyLong_FromLong(*code)) : py::Ref::borrow(Py_None);
+  State& state = service_.state();
   const py::Ref done = py::Ref::steal(PyObject_CallFunction(
-      service_.access(), "OOOiKd", client.get(), method.get(), target.get(), exchange.status(),
-      static_cast<unsigned long long>(exchange.sent()), Service::now() - began_));
+      service_.access(), "OOOOiKdO", client.get(), method.get(), target.get(),
+      minor_ == 0 ? state.version_10 : state.version_11, status,
+      static_cast<unsigned long long>(sent), Service::now() - began_, close_code.get()));
   if (!done) PyErr_WriteUnraisable(service_.access());  // the answer is as good without its line
+}
+
+// When a WebSocket ends, or was not to be.
+void Connection::log_socket() {
+  if (const SocketExchange* one = socket(); one != nullptr && one->status() != 0)
+    log_access(one->status(), one->sent(), one->close_code());
 }
 
 void Connection::end_exchange() {
@@ -370,6 +384,7 @@ void Connection::refuse_socket(int status, std::string_view text) {
 
 void Connection::cut() {
   const py::Ref self = py::Ref::borrow(object_);
+  log_socket();
   end_exchange();
   close();
 }

@@ -9,7 +9,9 @@
 // or messages lying, and while the client does not read what we write.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -47,7 +49,8 @@ class Connection final : public RequestParser::Sink {
   void flush_frames();
   void close_socket();                                    // after the last frame
   void refuse_socket(int status, std::string_view text);  // in place of the handshake's answer
-  void finished(const HttpExchange& exchange);
+  // For the access log. `code`: with which a WebSocket was closed.
+  void log_access(int status, std::uint64_t sent, std::optional<std::uint16_t> code = {});
   void cut();
   const std::string& method() const { return method_; }
 
@@ -82,6 +85,7 @@ class Connection final : public RequestParser::Sink {
   HttpExchange* http() const;
   SocketExchange* socket() const;
   void end_exchange();
+  void log_socket();
   void next_request();
 
   Service& service_;
@@ -98,8 +102,9 @@ class Connection final : public RequestParser::Sink {
   bool is_socket_ = false;  // what exchange_ is
   std::string pending_;     // bytes behind the current request, or the beginning of a PROXY header
   std::string method_, target_;
-  double began_ = 0;  // of the current request
-  double since_ = 0;  // of the present state of affairs: idle, in a head, discarding, closing
+  unsigned minor_ = 1;  // of the version of the current request
+  double began_ = 0;    // of the current request
+  double since_ = 0;    // of the present state of affairs: idle, in a head, discarding, closing
   double last_bytes_ = 0;
   double stalled_since_ = 0;
   long long unsent_ = 0;

@@ -103,8 +103,6 @@ class HttpExchange final : public Exchange {
   }
   // Answers in the application's stead, if it is not too late.
   bool answer(int status, std::string_view text);
-  int status() const { return status_; }
-  std::uint64_t sent() const { return sent_; }
 
  private:
   enum class Framing { kNone, kLength, kChunked, kToEnd };
@@ -163,6 +161,11 @@ class SocketExchange final : public Exchange, public Frames::Sink {
   bool accepted() const { return stage_ == Stage::kOpen; }
   // The server stops.
   void close(std::uint16_t code);
+  // For the access log: what the handshake was answered with (0: nothing), the bytes of messages or
+  // of the refusal, and the close code that came first from either side.
+  int status() const { return status_; }
+  std::uint64_t sent() const { return sent_; }
+  std::optional<std::uint16_t> close_code() const { return close_code_; }
 
  private:
   enum class Stage { kConnecting, kOpen, kDenying, kClosed };
@@ -174,6 +177,8 @@ class SocketExchange final : public Exchange, public Frames::Sink {
   void ended() override;
   void failed() override;
   void accept(PyObject* message);
+  void refuse(int status, std::string_view text);
+  void closed_with(std::uint16_t code);
   void add_message(Frames::Kind kind, std::string_view bytes);
   void deny_begin(PyObject* message);
   void deny_body(PyObject* message);
@@ -188,6 +193,10 @@ class SocketExchange final : public Exchange, public Frames::Sink {
   bool disconnect_told_ = false;
   std::deque<Message> messages_;
   std::size_t waiting_bytes_ = 0;
+  int status_ = 0;
+  std::uint64_t sent_ = 0;
+  std::optional<std::uint16_t> close_code_;
+  int denial_status_ = 0;
   std::string denial_;  // its head, then its body
   std::string denial_body_;
 };

@@ -207,7 +207,7 @@ void HttpExchange::finish() {
   const bool short_of = framing_ == Framing::kLength && sent_ < *length_;
   complete_ = true;
   wake(Wait::kReceive);
-  connection().finished(*this);
+  connection().log_access(status_, sent_);
   connection().answered(!close_ && !short_of);
   if (short_of) py::raise(PyExc_RuntimeError, "Response content shorter than Content-Length");
 }

@@ -66,7 +66,7 @@ py::Ref SocketExchange::send(PyObject* message) {
       } else if (type.is(names.names.websocket_close)) {
         stage_ = Stage::kClosed;
         disconnected_by_us(1006);
-        connection().refuse_socket(403, "Forbidden");
+        refuse(403, "Forbidden");
       } else if (type.is(names.names.websocket_response_start)) {
         deny_begin(message);
       } else {
@@ -120,6 +120,7 @@ void SocketExchange::accept(PyObject* message) {
   if (!has_date) head += connection().service().date_line();
   head += "\r\n";
   stage_ = Stage::kOpen;
+  status_ = 101;
   connection().write(head);
   connection().open_frames(deflate, *this);
 }
@@ -132,10 +133,11 @@ void SocketExchange::send_message(PyObject* message) {
     py::raise(PyExc_ValueError, "websocket.send needs text or bytes");
   Frames& frames = *connection().frames();
   if (text != nullptr) {
-    frames.send(Frames::Kind::kText, utf8_of(text));
+    const std::string_view characters = utf8_of(text);
+    if (frames.send(Frames::Kind::kText, characters)) sent_ += characters.size();
   } else {
     const BytesView view(bytes);
-    frames.send(Frames::Kind::kBinary, view.text());
+    if (frames.send(Frames::Kind::kBinary, view.text())) sent_ += view.text().size();
   }
   connection().flush_frames();
 }
@@ -153,14 +155,26 @@ void SocketExchange::close_by(PyObject* message) {
     py::raise(PyExc_ValueError, "not a close code that may be sent");
   if (reason.size() > 123) py::raise(PyExc_ValueError, "a close reason has 123 bytes at most");
   stage_ = Stage::kClosed;
+  closed_with(static_cast<std::uint16_t>(code));
   connection().frames()->close(static_cast<std::uint16_t>(code), reason);
   connection().flush_frames();
   connection().close_socket();
 }
 
+void SocketExchange::closed_with(std::uint16_t code) {
+  if (!close_code_) close_code_ = code;
+}
+
+void SocketExchange::refuse(int status, std::string_view text) {
+  status_ = status;
+  sent_ = text.size();
+  connection().refuse_socket(status, text);
+}
+
 void SocketExchange::close(std::uint16_t code) {
   if (stage_ != Stage::kOpen) return;
   stage_ = Stage::kClosed;
+  closed_with(code);
   connection().frames()->close(code, {});
   disconnected_by_us(code);
   connection().flush_frames();
@@ -169,8 +183,8 @@ void SocketExchange::close(std::uint16_t code) {
 
 void SocketExchange::deny_begin(PyObject* message) {
   State& names = state();
-  const int status = status_of(names, message);
-  denial_ = status_line(status);
+  denial_status_ = status_of(names, message);
+  denial_ = status_line(denial_status_);
   each_header(names, message, [&](std::string_view name, std::string_view value) {
     if (same_name(name, "content-length") || same_name(name, "transfer-encoding") ||
         same_name(name, "connection"))
@@ -197,6 +211,8 @@ void SocketExchange::deny_body(PyObject* message) {
       "content-length: " + std::to_string(denial_body_.size()) + "\r\nconnection: close\r\n\r\n";
   denial_ += denial_body_;
   stage_ = Stage::kClosed;
+  status_ = denial_status_;
+  sent_ = denial_body_.size();
   connection().write(denial_);
   disconnected_by_us(1006);
   connection().cut();
@@ -236,6 +252,7 @@ void SocketExchange::add_message(Frames::Kind kind, std::string_view bytes) {
 
 void SocketExchange::on_close(std::uint16_t code, std::string_view reason) {
   stage_ = Stage::kClosed;
+  closed_with(code);
   push_disconnect(code, reason);
   gone_ = true;
   wake(Wait::kReceive);
@@ -260,6 +277,7 @@ void SocketExchange::disconnected_by_us(std::uint16_t code) {
 }
 
 void SocketExchange::disconnected() {
+  if (status_ == 101) closed_with(1006);
   if (!gone_ && stage_ != Stage::kClosed) push_disconnect(1006, {});
   if (stage_ == Stage::kClosed && !disconnect_told_) push_disconnect(1005, {});
   stage_ = Stage::kClosed;
@@ -285,7 +303,7 @@ void SocketExchange::failed() {
     case Stage::kConnecting:
     case Stage::kDenying:
       stage_ = Stage::kClosed;
-      return connection().refuse_socket(500, "Internal Server Error");
+      return refuse(500, "Internal Server Error");
     case Stage::kOpen:
       return close(1011);
     case Stage::kClosed:

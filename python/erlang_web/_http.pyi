@@ -24,6 +24,9 @@ class Service:
     `apps` are (prefix, application, state): prefixes are "" or begin with a slash, the longest that fits counts; the
     state of an application's lifespan, if any, is copied into every scope. Limits are bytes, times are seconds.
 
+    `access` is called for each request that was answered and each WebSocket that has ended, with client, method, target,
+    version ("1.1"), status, bytes of the body or of the messages, seconds and the close code of a WebSocket.
+
     Raises:
         ValueError: a limit, a time or a prefix that makes no sense.
     """
@@ -34,7 +37,7 @@ class Service:
         apps: Sequence[tuple[str, _Application, dict[str, Any] | None]],
         *,
         scheme: str = "http",
-        access: Callable[[str, str, str, int, int, float], None] | None = None,
+        access: Callable[[str, str, str, str, int, int, float, int | None], None] | None = None,
         server_header: bytes | str = b"sidewinder",
         max_line: int = 8192,
         max_head: int = 65536,

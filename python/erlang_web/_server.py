@@ -386,10 +386,19 @@ def _name(one: socket.socket) -> str:
 
 
 def _log_access(
-    client: str, method: str, target: str, status: int, size: int, seconds: float
+    client: str,
+    method: str,
+    target: str,
+    version: str,
+    status: int,
+    size: int,
+    seconds: float,
+    code: int | None,
 ) -> None:
-    """A line of the common log format, with the seconds it took behind it."""
+    """A line of the common log format; behind it the seconds it took, and the close code of a WebSocket."""
     host = client.rpartition(":")[0] or client or "-"
     when = time.strftime("%d/%b/%Y:%H:%M:%S %z")
-    line = f"{method} {target} HTTP/1.1".encode("unicode_escape").decode().replace('"', '\\"')
-    _access.info('%s - - [%s] "%s" %d %d %.6f', host, when, line, status, size, seconds)
+    line = f"{method} {target} HTTP/{version}".encode("unicode_escape").decode()
+    line = line.replace('"', '\\"')
+    closed = "" if code is None else f" {code}"
+    _access.info('%s - - [%s] "%s" %d %d %.6f%s', host, when, line, status, size, seconds, closed)

@@ -57,6 +57,23 @@ def wsgi(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"{environ['SCRIPT_NAME']}|{environ['PATH_INFO']} ".encode() + environ["wsgi.input"].read()]
 
+async def talk(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    await receive()
+    if scope["path"] == "/reject":
+        return await send({"type": "websocket.close"})
+    if scope["path"] == "/deny":
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        return await send({"type": "websocket.http.response.body", "body": b"who?"})
+    if scope["path"] == "/fail":
+        raise ValueError("on purpose")
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        if message["text"] == "bye":
+            return await send({"type": "websocket.close", "code": 4000})
+        await send({"type": "websocket.send", "text": message["text"] * 2})
+
 async def failing(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database"})
@@ -516,17 +533,95 @@ def test_behind_a_proxy_the_client_is_who_the_proxy_says(
 # --- the log and the counters ---------------------------------------------------------------------
 
 
-def test_requests_are_in_the_access_log(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+WHEN = r"\[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.message for one in caplog.records if one.name == "erlang_web.access"]
+
+
+def test_requests_are_in_the_access_log_with_their_version(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
         async with serving(access_log=True) as server:
             await ask(server.addresses[0], "/x?q=%22")
+            await exchange(server.addresses[0], b"GET /old HTTP/1.0\r\n\r\n")
 
     with caplog.at_level(logging.INFO, "erlang_web.access"):
         run(test())
-    (line,) = [one.message for one in caplog.records if one.name == "erlang_web.access"]
-    when = r"\[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
-    pattern = rf'127\.0\.0\.1 - - {when} "POST /x\?q=%22 HTTP/1\.1" 200 18 0\.\d{{6}}'
-    assert re.fullmatch(pattern, line), line
+    new, old = logged(caplog)
+    assert re.fullmatch(
+        rf'127\.0\.0\.1 - - {WHEN} "POST /x\?q=%22 HTTP/1\.1" 200 18 0\.\d{{6}}', new
+    )
+    assert re.fullmatch(rf'127\.0\.0\.1 - - {WHEN} "GET /old HTTP/1\.0" 200 20 0\.\d{{6}}', old)
+
+
+HANDSHAKE = (
+    b"GET /PATH HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A client's: with a mask that changes nothing."""
+    return bytes([0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "told"),
+    [
+        (b"hello", frame(1, b"hello") + frame(8, b"\x03\xe8"), r"101 10 \d+\.\d{6} 1000"),
+        (b"bye", frame(1, b"bye") + frame(8, b"\x0f\xa0"), r"101 0 \d+\.\d{6} 4000"),
+        (b"nothing", frame(8, b""), r"101 0 \d+\.\d{6} 1005"),
+        (b"broken", frame(3, b""), r"101 0 \d+\.\d{6} 1002"),
+        (b"lost", b"", r"101 0 \d+\.\d{6} 1006"),
+        (b"reject", b"", r"403 9 \d+\.\d{6}"),
+        (b"deny", b"", r"401 4 \d+\.\d{6}"),
+        (b"fail", b"", r"500 21 \d+\.\d{6}"),
+    ],
+)
+def test_a_websocket_is_in_the_access_log_when_it_ends(
+    run: Run, caplog: pytest.LogCaptureFixture, path: bytes, sent: bytes, told: str
+) -> None:
+    async def test() -> None:
+        async with serving(access_log=True, mounts={"": "shop:talk"}) as server:
+            reader, writer = await connect(server.addresses[0])
+            writer.write(HANDSHAKE.replace(b"PATH", path))
+            assert await reader.readuntil(b"\r\n\r\n")
+            assert path in (b"reject", b"deny", b"fail") or logged(caplog) == []
+            writer.write(sent)
+            if path == b"lost":
+                writer.close()
+            await until(lambda: logged(caplog) != [])
+            writer.close()
+
+    with caplog.at_level(logging.INFO, "erlang_web.access"):
+        run(test())
+    (line,) = logged(caplog)
+    where = path.decode()
+    assert re.fullmatch(rf'127\.0\.0\.1 - - {WHEN} "GET /{where} HTTP/1\.1" {told}', line), line
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (HANDSHAKE.replace(b"n: 13", b"n: 12"), '"GET /PATH HTTP/1.1" 426 '),
+        (HANDSHAKE.replace(b"AAAA==", b"=="), '"GET /PATH HTTP/1.1" 400 '),
+        (HANDSHAKE.replace(b"/PATH", b"/nowhere"), '"GET /nowhere HTTP/1.1" 404 '),
+    ],
+)
+def test_what_no_application_was_asked_is_in_the_access_log(
+    run: Run, caplog: pytest.LogCaptureFixture, request_: bytes, told: str
+) -> None:
+    async def test() -> None:
+        async with serving(access_log=True, mounts={"/PATH": "shop:talk"}) as server:
+            await exchange(server.addresses[0], request_)
+
+    with caplog.at_level(logging.INFO, "erlang_web.access"):
+        run(test())
+    (line,) = logged(caplog)
+    assert told in line
 
 
 def test_without_the_access_log_there_is_no_line(
