@@ -16,6 +16,7 @@ constexpr std::size_t kDiscardAtMost =
     256 * 1024;  // of a body nobody wants, before the connection is closed
 constexpr double kDiscardSeconds = 5;
 constexpr double kCloseSeconds = 5;  // for the peer to answer our close frame
+constexpr double kQuietSeconds = 1;  // after which nobody is still sending
 constexpr std::size_t kMessagesAhead = 256 * 1024;
 
 struct ConnectionObject {
@@ -69,6 +70,10 @@ void Connection::lost() {
 }
 
 void Connection::received(std::string_view bytes) {
+  if (lingering_) {
+    last_bytes_ = Service::now();
+    return;
+  }
   if (closing_ && frames_ == nullptr) return;
   service_.counters().bytes_in += bytes.size();
   last_bytes_ = Service::now();
@@ -158,7 +163,9 @@ void Connection::feed_frames(std::string_view bytes) {
   pinged_ = false;
   frames_->feed(bytes);
   flush_frames();
-  if (frames_ && frames_->finished()) close();
+  if (!frames_ || !frames_->finished()) return;
+  if (frames_->close_received()) return close();
+  linger();
 }
 
 bool Connection::on_end() {
@@ -253,7 +260,7 @@ void Connection::refuse(int status, std::string_view reason) {
     write_refusal(status, reason);
     if (refusal_ != 0) log_access(status, reason.size());
   }
-  close();
+  linger();
 }
 
 void Connection::write_refusal(int status, std::string_view reason) {
@@ -273,7 +280,7 @@ void Connection::write_refusal(int status, std::string_view reason) {
 // The transport may know that the client has gone before it tells us, which it does in a turn of
 // its own; what is written until then it would complain of.
 bool Connection::can_write() {
-  if (transport_ == nullptr || lost_) return false;
+  if (transport_ == nullptr || lost_ || lingering_) return false;
   if (closing_ || !is_true(call_method(transport_, service_.state().names.is_closing).get()))
     return true;
   if (exchange_ != nullptr) exchange_of(exchange_).disconnected();
@@ -389,8 +396,23 @@ void Connection::cut() {
   close();
 }
 
-void Connection::close() {
+// The last word is said, and the client may still be sending. To close with unread bytes would
+// reset the connection and take that word away from it.
+void Connection::linger() {
   if (std::exchange(closing_, true) || transport_ == nullptr) return;
+  lingering_ = true;
+  since_ = stalled_since_ = last_bytes_ = Service::now();
+  unsent_ = -1;
+  const State::Names& names = service_.state().names;
+  if (is_true(call_method(transport_, names.can_write_eof).get()))
+    call_method(transport_, names.write_eof);
+  if (transport_ != nullptr && std::exchange(reading_paused_, false))
+    call_method(transport_, names.resume_reading);
+}
+
+void Connection::close() {
+  if (transport_ == nullptr) return;
+  if (std::exchange(closing_, true) && !std::exchange(lingering_, false)) return;
   since_ = Service::now();
   stalled_since_ = since_;
   unsent_ = -1;
@@ -403,6 +425,7 @@ void Connection::abort() {
 }
 
 void Connection::drain() {
+  if (lingering_) return close();
   if (SocketExchange* one = socket()) return one->close(1012);
   if (!answering_ && !discarding_ && !parser_.in_request()) close();
 }
@@ -438,6 +461,8 @@ void Connection::check(double now) {
       stalled_since_ = now;
     }
     if (now - stalled_since_ > limits.body) return abort();
+    if (lingering_ && (now - since_ > kCloseSeconds || now - last_bytes_ > kQuietSeconds))
+      return close();
     if (closing_) return;
   }
   if (frames_) {

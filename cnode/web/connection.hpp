@@ -74,6 +74,7 @@ class Connection final : public RequestParser::Sink {
   std::string_view take_proxy_header(std::string_view bytes);
   void refuse(int status, std::string_view reason);
   void close();
+  void linger();
   void update_reading();
   void begin_request(const RequestParser::Head& head);
   bool can_write();
@@ -118,6 +119,7 @@ class Connection final : public RequestParser::Sink {
   bool reading_paused_ = false;
   bool writing_paused_ = false;
   bool closing_ = false;
+  bool lingering_ = false;  // closing_, and what comes is read and dropped
   bool lost_ = false;
   bool pinged_ = false;
   bool feeding_ = false;

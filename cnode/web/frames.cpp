@@ -51,7 +51,7 @@ struct Frames::Callbacks {
       self.closing_.append(reinterpret_cast<const char*>(arg->data), arg->data_length);
   }
   static void end(wslay_event_context_ptr, void* user) {
-    if (of(user).in_close_) of(user).peer_closed();
+    if (of(user).in_close_) of(user).take_close();
   }
   static void message(wslay_event_context_ptr, const wslay_event_on_msg_recv_arg* arg, void* user) {
     of(user).message(*arg);
@@ -113,9 +113,10 @@ void Frames::message(const wslay_event_on_msg_recv_arg& arg) {
 }
 
 // Before wslay judges it: the first close frame counts.
-void Frames::peer_closed() {
+void Frames::take_close() {
   if (failed_ || wslay_event_get_read_enabled(context_) == 0) return;
   if (closing_.empty()) {
+    peer_closed_ = true;
     if (!std::exchange(told_, true)) sink_.on_close(WSLAY_CODE_NO_STATUS_RCVD, {});
     return;
   }
@@ -123,6 +124,7 @@ void Frames::peer_closed() {
   const long code = closing_.size() < 2 ? 0 : byte(0) * 256L + byte(1);
   if (!is_close_code(code)) return fail(WSLAY_CODE_PROTOCOL_ERROR);
   const std::string_view reason = std::string_view(closing_).substr(2);
+  peer_closed_ = true;
   close(static_cast<std::uint16_t>(code), reason);
   if (!std::exchange(told_, true)) sink_.on_close(static_cast<std::uint16_t>(code), reason);
 }

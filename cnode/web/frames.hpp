@@ -52,6 +52,7 @@ class Frames {
 
   std::string& output() { return output_; }
   bool close_sent() const;
+  bool close_received() const { return peer_closed_; }
   // Whether a close frame may have it: by the RFC, or by what IANA has registered since.
   static bool is_close_code(long code);
   // Nothing more will come, nor has anything more to be said: the connection can go.
@@ -61,7 +62,7 @@ class Frames {
   struct Callbacks;
   void flush();
   void message(const wslay_event_on_msg_recv_arg& arg);
-  void peer_closed();
+  void take_close();
 
   Sink& sink_;
   const std::size_t max_message_;
@@ -69,8 +70,9 @@ class Frames {
   std::unique_ptr<Deflater> deflater_;
   wslay_event_context_ptr context_ = nullptr;
   std::string_view input_;
-  bool in_close_ = false;  // the frame that is being read is a close frame
-  std::string closing_;    // its payload
+  bool peer_closed_ = false;  // with a close frame that is one
+  bool in_close_ = false;     // the frame that is being read is a close frame
+  std::string closing_;       // its payload
   std::string output_;
   bool failed_ = false;
   bool told_ = false;  // on_close was called

@@ -23,6 +23,7 @@ namespace web {
   X(asyncio_future_blocking, "_asyncio_future_blocking")       \
   X(body, "body")                                              \
   X(bytes, "bytes")                                            \
+  X(can_write_eof, "can_write_eof")                            \
   X(cancel, "cancel")                                          \
   X(client, "client")                                          \
   X(close, "close")                                            \
@@ -76,7 +77,8 @@ namespace web {
   X(websocket_response_body, "websocket.http.response.body")   \
   X(websocket_response_start, "websocket.http.response.start") \
   X(websocket_send, "websocket.send")                          \
-  X(write, "write")
+  X(write, "write")                                            \
+  X(write_eof, "write_eof")
 
 struct State {
   PyTypeObject* service_type;

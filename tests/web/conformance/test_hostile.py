@@ -248,6 +248,14 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(server: Server) -> Non
             assert client.rest(5).startswith(b"HTTP/1.1 400")
 
 
+def test_a_refusal_reaches_a_client_that_sends_a_body_too_large(limited: Server) -> None:
+    for _ in range(5):
+        with Client(limited.connect()) as client:
+            client.send(request("/echo", "content-length: 15000000", method="POST"))
+            client.peer.sendall(b"b" * 15_000_000)  # which nobody wants, and yet
+            assert client.response(seconds=5).status == 413
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Limits
 

@@ -19,6 +19,7 @@ from client import Client, Response
 from servers import Server, Start
 from test_requests import ask, content, noted, request
 from websockets.asyncio.client import connect as connect_async
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 from wsclient import (
     BINARY,
@@ -432,6 +433,19 @@ def test_a_frame_that_says_it_is_too_long_is_1009_before_it_came(
     limited: Server, said: int
 ) -> None:
     ends_with(limited, frame(BINARY, b"first", length_bytes=8, said=said), 1009)
+
+
+def test_who_is_still_sending_a_message_too_long_hears_1009(limited: Server) -> None:
+    """Closing with unread bytes in the socket would reset the connection and take the close frame with it."""
+    for _ in range(5):
+        with opened(limited) as peer:
+            peer.peer.sendall(frame(BINARY, b"x" * 20_000_000)[:15_000_000])
+            assert peer.end().code == 1009
+        with connect(f"ws://127.0.0.1:{limited.port}/ws/echo", compression=None) as client:
+            with pytest.raises(ConnectionClosedError) as caught:
+                client.send(b"x" * 15_000_000)
+                client.recv()
+            assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009
 
 
 def test_endless_empty_fragments_do_not_hurt(limited: Server) -> None:
