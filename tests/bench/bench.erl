@@ -80,6 +80,8 @@ run({stopped, Node, Seconds}) ->
     stopped(Node, Seconds);
 run({spinning, Node, Seconds}) ->
     spinning(Node, Seconds);
+run({data, Kind, Node, Bytes}) ->
+    data(Kind, Node, Bytes);
 run({bodies, Node, Bytes, Parts}) ->
     bodies(Node, Bytes, Parts);
 run({blobs, Node, Bytes, Parts}) ->
@@ -205,6 +207,38 @@ sleepers(Via, Node, Module, Count) ->
     Start = erlang:monotonic_time(microsecond),
     _ = in_processes(Count, fun() -> none = call(Via, Node, Module, sleep, [0.05]) end),
     [{ms, (erlang:monotonic_time(microsecond) - Start) / 1000}].
+
+%% --- Arrays ---------------------------------------------------------------------------------------
+
+%% So many bytes there and back, as a binary, an array, a table or a list of floats.
+-spec data(binary | array | table | items, node(), pos_integer()) -> [value()].
+data(Kind, Node, Bytes) ->
+    Term = data_term(Kind, Node, Bytes),
+    true = erlang:garbage_collect(),
+    {Time, {ok, Back}} = timer:tc(fun() ->
+        py:call(Node, bench_data, Kind, [Term], #{timeout => ?TIMEOUT_MS})
+    end),
+    true = data_size(Back) >= Bytes,
+    [{mb_per_s, Bytes / Time}].
+
+-spec data_term(binary | array | table | items, node(), pos_integer()) -> term().
+data_term(binary, _, Bytes) ->
+    {bytes, floats(Bytes)};
+data_term(array, _, Bytes) ->
+    py_data:array(float64, [Bytes div 8], floats(Bytes));
+data_term(table, Node, Bytes) ->
+    {ok, Table} = py:call(Node, bench_data, made_table, [Bytes]),
+    Table;
+data_term(items, _, Bytes) ->
+    lists:duplicate(Bytes div 8, 1.5).
+
+-spec floats(pos_integer()) -> binary().
+floats(Bytes) -> binary:copy(<<1.5/float-little>>, Bytes div 8).
+
+-spec data_size(term()) -> pos_integer().
+data_size(Binary) when is_binary(Binary) -> byte_size(Binary);
+data_size(Items) when is_list(Items) -> 8 * length(Items);
+data_size(Data) -> byte_size(py_data:binary(Data)).
 
 %% --- Small calls beside a large transfer --------------------------------------------------------
 

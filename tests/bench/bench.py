@@ -614,6 +614,37 @@ def processes(cluster: Cluster, scale: Scale) -> None:
             compared(f"lone gen_server:call, {quantile}, {beside}", ours, base, "us", "one process")
 
 
+def data(cluster: Cluster, scale: Scale) -> None:
+    """An array there and back beside a binary of as many bytes, in a node whose Python has numpy and pyarrow."""
+    cluster.run_tool([ROOT / "tests/run/venv", "data"])
+    options = [
+        "--venv",
+        str(ROOT / "build/data-venv"),
+        "--path",
+        str(HERE),
+        "--import",
+        "bench_data",
+    ]
+    node = cluster.node("data", *options)
+    who = "'data@127.0.0.1'"
+    size, few = scale.transfer // 2, scale.transfer // 200
+    commands = {kind: f"data, {kind}, {who}, {size}" for kind in ("binary", "array", "table")}
+    commands |= {"few": f"data, array, {who}, {few}", "items": f"data, items, {who}, {few}"}
+    got = {
+        name: values["mb_per_s"] for name, values in rounds(cluster, scale.rounds, commands).items()
+    }
+    megabytes = f"{size // 1_000_000} MB there and back"
+    compared(
+        f"numpy array, {megabytes}", got["array"], got["binary"], "MB/s", "binary", at_least(0.5)
+    )
+    compared(
+        f"Arrow table, {megabytes}", got["table"], got["binary"], "MB/s", "binary", at_least(0.5)
+    )
+    floats = f"{few // 8:,} floats there and back, as an array"
+    compared(floats, got["few"], got["items"], "MB/s", "as a list")
+    node.stop()
+
+
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
@@ -627,6 +658,7 @@ GROUPS = {
     "opened": opened,
     "idle": idle,
     "processes": processes,
+    "data": data,
 }
 LOOP = "loop"
 
