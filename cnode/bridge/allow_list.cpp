@@ -1,5 +1,10 @@
 #include "cnode/bridge/allow_list.hpp"
 
+#include <algorithm>
+#include <array>
+
+#include "cnode/bridge/lookup.hpp"
+
 namespace bridge {
 namespace {
 
@@ -29,14 +34,25 @@ bool matches(const std::vector<std::string>& pattern, const std::vector<std::str
   return true;
 }
 
+constexpr std::array<std::string_view, 6> kEntryModules{"erlang._streams",  "erlang._objects",
+                                                        "erlang._contexts", "erlang._state",
+                                                        "erlang._data",     "erlang._telemetry"};
+
 }  // namespace
+
+bool is_entry(std::string_view module, std::string_view function) {
+  const bool plain =
+      !function.empty() && function.front() != '_' && function.find('.') == std::string_view::npos;
+  return plain &&
+         std::find(kEntryModules.begin(), kEntryModules.end(), module) != kEntryModules.end();
+}
 
 AllowList::AllowList(std::vector<std::string> patterns) {
   for (const auto& pattern : patterns) patterns_.push_back(segments_of(pattern));
 }
 
 bool AllowList::allows(std::string_view module, std::string_view function) const {
-  if (open()) return true;
+  if (open() || is_entry(module, function)) return true;
   std::string name(module);
   name += '.';
   name += function;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cnode/base/log.hpp"
+#include "cnode/bridge/lookup.hpp"
 #include "cnode/bridge/worker_pool.hpp"
 
 namespace bridge {
@@ -57,7 +58,58 @@ bool is_coroutine(PyObject* value) {
          PyObject_HasAttrString(value, "cr_frame") != 0;
 }
 
+// How others look names up: as the invoker of this program does. Set and cleared under the GIL.
+struct Names {
+  const Invoker* invoker = nullptr;
+  std::function<py::Ref(std::string_view module, std::string_view function)> look_up;
+  std::function<bool(std::string_view module, std::string_view function)> is_allowed;
+};
+Names g_names;
+
+const Names& names() {
+  if (g_names.invoker == nullptr)
+    py::raise(PyExc_RuntimeError, "this interpreter does not run inside a node");
+  return g_names;
+}
+
+bool is_own_function(PyObject* object, std::string_view module) {
+  if (!PyFunction_Check(object)) return false;
+  const py::Ref home = py::attribute(object, "__module__");
+  return PyUnicode_Check(home.get()) && py::text_of(home.get()) == module;
+}
+
+[[noreturn]] void raise_not_allowed(std::string_view module, std::string_view function) {
+  const py::Ref type = py::attribute(py::import("erlang.exceptions").get(), "NotAllowed");
+  throw py::Error(py::check(PyObject_CallFunction(
+      type.get(), "s#s#", module.data(), static_cast<Py_ssize_t>(module.size()), function.data(),
+      static_cast<Py_ssize_t>(function.size()))));
+}
+
+// The reason that an erlang.exceptions.Refused gives, as a term; nullopt for every other exception,
+// and where that reason is no term.
+std::optional<etf::Buffer> own_reason(term::Codec& codec, const py::Error& error) {
+  try {
+    const py::Ref refused = py::attribute(py::import("erlang.exceptions").get(), "Refused");
+    if (!error.matches(refused.get())) return std::nullopt;
+    const py::Ref reason = py::attribute(error.exception(), "reason");
+    etf::Buffer bytes;
+    etf::Writer out(bytes);
+    codec.encode(reason.get(), out, "reason");
+    return bytes;
+  } catch (const py::Error&) {
+    return std::nullopt;
+  }
+}
+
 }  // namespace
+
+py::Ref look_up(std::string_view module, std::string_view function) {
+  return names().look_up(module, function);
+}
+
+bool is_allowed(std::string_view module, std::string_view function) {
+  return names().is_allowed(module, function);
+}
 
 struct Invoker::Request {
   enum class Verb { kCall, kEval, kExec };
@@ -104,9 +156,25 @@ Invoker::Invoker(term::Codec& codec, Answers& answers, CallMetrics& metrics, Opt
     evaluators_.push_back(py::attribute(builtins.get(), name));
   }
   async_cancelled_ = py::attribute(py::import("asyncio").get(), "CancelledError");
+  g_names.invoker = this;
+  g_names.look_up = [this](std::string_view module, std::string_view function) {
+    const bool code = module == "builtins" && (function == "eval" || function == "exec");
+    if (!options_.allow.allows(module, function) || (code && !options_.eval))
+      raise_not_allowed(module, function);
+    try {
+      return resolve(module, function);
+    } catch (const NotAllowed&) {
+      raise_not_allowed(module, function);
+    }
+  };
+  g_names.is_allowed = [this](std::string_view module, std::string_view function) {
+    return options_.allow.allows(module, function);
+  };
 }
 
-Invoker::~Invoker() = default;
+Invoker::~Invoker() {
+  if (g_names.invoker == this) g_names = Names();
+}
 
 // --- requests
 // ----------------------------------------------------------------------------------------------------
@@ -456,6 +524,7 @@ py::Ref Invoker::module(std::string_view name) {
 py::Ref Invoker::resolve(std::string_view module_name, std::string_view function) {
   if (module_name.empty() || function.empty())
     py::raise(PyExc_ValueError, "empty module or function name");
+  const std::string_view called = function;
   py::Ref object = module(module_name);
   // With an allow-list a name is not a way into what the module imports: a module on the way, or at
   // its end, must be importable by that very name.
@@ -474,6 +543,9 @@ py::Ref Invoker::resolve(std::string_view module_name, std::string_view function
     function.remove_prefix(dot + 1);
   }
   if (!options_.eval) check_no_evaluation(object.get());
+  // What an entry module merely imports is no entry.
+  if (closed && is_entry(module_name, called) && !is_own_function(object.get(), module_name))
+    throw NotAllowed();
   return object;
 }
 
@@ -563,6 +635,9 @@ void Invoker::report(const Call& call, const py::Error& error) {
   if (call.kind == Call::Kind::kCast || call.kind == Call::Kind::kErpcCast ||
       call.kind == Call::Kind::kSpawn) {
     spdlog::error("a cast or process raised {}: {}\n{}", told.type, told.message, told.traceback);
+  }
+  if (const auto own = own_reason(codec_, error)) {
+    return refuse(call, [&](etf::Writer& out) { out.raw(own->bytes()); });
   }
   const auto reason = [&](etf::Writer& out) {
     out.tuple(4).atom("python").binary(told.type).binary(told.message).binary(told.traceback);

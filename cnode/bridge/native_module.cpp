@@ -3,6 +3,7 @@
 #include "cnode/base/log.hpp"
 #include "cnode/bridge/channel_type.hpp"
 #include "cnode/bridge/front.hpp"
+#include "cnode/bridge/lookup.hpp"
 #include "cnode/bridge/native_asking.hpp"
 #include "cnode/bridge/native_support.hpp"
 #include "cnode/bridge/runtime.hpp"
@@ -422,6 +423,26 @@ PyObject* in_node(PyObject*, PyObject*) {
       [] { return boolean(Runtime::current() != nullptr || Front::current() != nullptr); });
 }
 
+PyObject* resolve(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* module = nullptr;
+    PyObject* function = nullptr;
+    if (PyArg_ParseTuple(arguments, "OO", &module, &function) == 0) py::throw_fetched();
+    return look_up(text_argument(module, "a module's name"),
+                   text_argument(function, "a function's name"));
+  });
+}
+
+PyObject* allowed(PyObject*, PyObject* arguments) {
+  return guarded([&] {
+    PyObject* module = nullptr;
+    PyObject* function = nullptr;
+    if (PyArg_ParseTuple(arguments, "OO", &module, &function) == 0) py::throw_fetched();
+    return boolean(is_allowed(text_argument(module, "a module's name"),
+                              text_argument(function, "a function's name")));
+  });
+}
+
 PyMethodDef methods[] = {
     {"node", node_name, METH_NOARGS,
      "node() -> Atom | None: this node's name; None outside a node."},
@@ -444,6 +465,10 @@ PyMethodDef methods[] = {
     {"demonitor", demonitor, METH_VARARGS, "demonitor(owner, ref)"},
     {"link", link_process, METH_VARARGS, "link(owner, pid)"},
     {"unlink", unlink_process, METH_VARARGS, "unlink(owner, pid)"},
+    {"resolve", resolve, METH_VARARGS,
+     "resolve(module, function): what a peer's call of that name would call."},
+    {"allowed", allowed, METH_VARARGS,
+     "allowed(module, function) -> bool: whether the allow-list has that name."},
     {"stats", stats, METH_NOARGS, "stats() -> dict[str, int]: counters of this node."},
     {"event_loop", event_loop, METH_NOARGS,
      "event_loop(): the node's asyncio loop, or None before it runs."},

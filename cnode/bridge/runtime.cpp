@@ -180,7 +180,13 @@ void Runtime::hand_over(const PyProcessPtr& process) {
       auto bytes = process->mailbox.take();
       if (!bytes) break;
       etf::Reader in(bytes->bytes());
-      auto message = codec_.decode(in);
+      auto message = [&]() -> base::Result<py::Ref> {
+        try {
+          return codec_.decode(in);
+        } catch (const py::Error& error) {  // an object that is gone is that message's trouble only
+          return base::Error{base::ErrorCode::kUnsupported, 0, error.describe().message};
+        }
+      }();
       if (!message) {
         spdlog::warn("a message to a process cannot be decoded ({}); dropped",
                      message.error().message());

@@ -46,7 +46,8 @@ struct Classes {
         improper(terms, "ImproperList", {"items", "tail"}),
         resolved(py::attribute(encoders, "resolved")),
         resolve(py::attribute(encoders, "resolve")),
-        short_repr(py::attribute(encoders, "short_repr")) {
+        short_repr(py::attribute(encoders, "short_repr")),
+        object_of(py::attribute(encoders, "object_of")) {
     for (std::size_t i = 0; i < bytes.size(); ++i) {
       bytes[i] = py::check(PyLong_FromSize_t(i));
     }
@@ -63,6 +64,7 @@ struct Classes {
   py::Ref resolved;                // dict: type -> encoder, place in NATIVE, or None
   py::Ref resolve;                 // fills it
   py::Ref short_repr;              // object -> str of bounded length
+  py::Ref object_of;               // the tuple that an object is known by -> that object
   std::array<py::Ref, 256> bytes;  // the ints 0 to 255
 
   // The bytes of a Pid's, a Ref's or a Fun's only slot; empty when it is not whole.

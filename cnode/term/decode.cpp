@@ -32,6 +32,8 @@ namespace {
 // megabytes would hold every other thread up.
 constexpr std::size_t kLongCopy = 256 * 1024;
 
+constexpr std::uint32_t kReferenceArity = 5;  // of {'$py_object', Node, Creation, Id, Type}
+
 void copy_into(void* to, const std::uint8_t* data, std::size_t size) {
   if (size > kLongCopy) {
     const py::GilRelease released;
@@ -134,6 +136,7 @@ class Decoder {
     return top.index == top.count && (top.kind != Kind::kTail && top.kind != Kind::kMapValue);
   }
   PyObject* close(Open& top);
+  bool is_object_reference(PyObject* tuple) const;
   bool ends(Open& list);
   PyObject* open(PyObject* object, Kind kind, std::uint32_t count, std::uint32_t terms,
                  std::size_t header);
@@ -348,7 +351,18 @@ PyObject* Decoder::close(Open& top) {
   }
   depth_ -= 1u + top.levels;
   --open_;
+  if (top.kind == Kind::kTuple && top.count == kReferenceArity && is_object_reference(top.object)) {
+    const py::Ref reference = py::Ref::steal(top.object);
+    return PyObject_CallOneArg(classes_.object_of.get(), reference.get());
+  }
   return top.object;
+}
+
+// Whether this is {'$py_object', …}: an object of a node that a peer holds a reference to.
+inline bool Decoder::is_object_reference(PyObject* tuple) const {
+  PyObject* tag = PyTuple_GET_ITEM(tuple, 0);
+  return Py_IS_TYPE(tag, classes_.atom_type()) &&
+         PyUnicode_CompareWithASCIIString(tag, "$py_object") == 0;
 }
 
 // A list has its elements: what ends it? True when that was [] (or characters); false when there is

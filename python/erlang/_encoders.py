@@ -122,6 +122,13 @@ def _find(cls: type) -> Union[Encoder, int, None]:
     return _registry.get(object)
 
 
+def object_of(reference: tuple[Any, ...]) -> Any:
+    """The object that a peer refers to: what the native decoder puts in the place of such a tuple."""
+    from erlang import _objects  # at its first use: it needs the node, which needs this module
+
+    return _objects.held(reference)
+
+
 def _dataclass_encoder(cls: Any) -> Encoder:
     names = [(Atom(field.name), field.name) for field in dataclasses.fields(cls)]
     return lambda value: {atom: getattr(value, name) for atom, name in names}

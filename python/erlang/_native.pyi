@@ -92,6 +92,15 @@ def unlink(owner: Pid, pid: Pid, /) -> None: ...
 def stats() -> dict[str, int]:
     """Counters of this node."""
 
+def resolve(module: str, function: str, /) -> Any:
+    """What a peer's call of `module.function` would call; imports the module.
+
+    Raises: NotAllowed where that call would be refused; what the import and the lookup raise.
+    """
+
+def allowed(module: str, function: str, /) -> bool:
+    """Whether the allow-list has this name, be there such a thing or not."""
+
 def wakes_in(loop: AbstractEventLoop) -> bool: ...
 def event_loop() -> AbstractEventLoop | None:
     """The node's asyncio loop; `None` before it runs."""

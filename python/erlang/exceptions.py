@@ -7,12 +7,15 @@ from typing import Any
 from erlang.terms import Atom
 
 __all__ = [
+    "BadReference",
     "ByteChannelClosed",
     "Cancelled",
     "ChannelClosed",
     "DecodeError",
     "ErlangError",
     "NoConnection",
+    "NotAllowed",
+    "Refused",
     "UnknownFunction",
 ]
 
@@ -51,6 +54,40 @@ class NoConnection(ErlangError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason,), self.__dict__
+
+
+class Refused(Exception):
+    """Raised in a call, it answers the caller with {error, reason}: `reason` is any term."""
+
+    def __init__(self, reason: Any) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotAllowed(Refused):
+    """The allow-list, or `--eval off`, keeps peers from calling `module.function`."""
+
+    def __init__(self, module: str, function: str) -> None:
+        super().__init__((Atom("not_allowed"), (module, function)))
+        self.args = (module, function)
+        self.module = module
+        self.function = function
+
+    def __str__(self) -> str:
+        return f"peers may not call {self.module}.{self.function}"
+
+
+class BadReference(Refused):
+    """A peer's reference leads to no object of this node: `why` is `other_node`, `released` or `unknown`."""
+
+    def __init__(self, why: str, text: str) -> None:
+        super().__init__((Atom("bad_ref"), Atom(why)))
+        self.args = (why, text)
+        self.why = why
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class DecodeError(ValueError):

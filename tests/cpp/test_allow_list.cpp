@@ -100,3 +100,15 @@ TEST_CASE("an empty pattern closes everything", "[allow_list]") {
   CHECK_FALSE(list.allows("math", "sqrt"));
   CHECK_FALSE(list.allows("", ""));
 }
+
+TEST_CASE("entry modules may be called whatever the list says, by plain public names",
+          "[allow_list]") {
+  const AllowList list({"math.*"});
+  CHECK(list.allows("erlang._objects", "call"));
+  CHECK(list.allows("erlang._state", "get"));
+  CHECK_FALSE(list.allows("erlang._objects", "_table"));
+  CHECK_FALSE(list.allows("erlang._objects", "call.__globals__"));
+  CHECK_FALSE(list.allows("erlang._objects", ""));
+  CHECK_FALSE(list.allows("erlang._backend", "native"));
+  CHECK_FALSE(list.allows("erlang", "_objects.call"));
+}
