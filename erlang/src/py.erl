@@ -6,7 +6,7 @@
 %%
 %% Functions without a target use the application environment's `default_node`; if none is set, one
 %% local node is started. A target is the name of a node, which is connected to on its first use, or
-%% of a pool (see py_pool), one of whose members is asked.
+%% of a pool (see py_pool), one of whose members is asked, or a context (see py_context).
 %%
 %% Modules and functions are atoms or binaries; a function may be dotted ('path.join'). Calls and
 %% targeted calls are told apart by where the list of arguments stands. Wrong types of arguments are
@@ -16,11 +16,15 @@
 -export([call/3, call/4, call/5, cast/3, cast/4, cast/5]).
 -export([eval/1, eval/2, eval/3, eval/4, exec/1, exec/2, exec/3]).
 -export([spawn_call/3, spawn_call/4, spawn_call/5, await/1, await/2]).
+-export([call_method/3, call_method/4, call_method/5, call_ref/2, call_ref/3, call_ref/4]).
+-export([getattr/2, getattr/3, setattr/3, to_term/1, to_term/2, release/1, refs/0, refs/1]).
+-export([context/0, context/1, context/2, import/1, import/2, reload/1, reload/2]).
+-export([memory_stats/0, memory_stats/1, gc/0, gc/1]).
 -export([register_function/2, register_function/3, unregister_function/1]).
 -export([trace_context/0, set_trace_context/1]).
 -export([version/0, node_info/1, top/1, top/2]).
 
--export_type([target/0, name/0, kwargs/0, options/0, result/0, reason/0]).
+-export_type([target/0, name/0, kwargs/0, options/0, result/0, reason/0, object/0]).
 
 -define(TIMEOUT_MS, 30000).
 -define(DEFAULT, '$default').    % the row of the default node in the table of links
@@ -30,13 +34,16 @@
 -define(is_args(X), (length(X) >= 0)).
 -define(is_code(X), (is_binary(X) orelse is_list(X))).
 
--type target() :: node() | py_pool:name().
+-type target() :: node() | py_pool:name() | py_context:context().
 -type name() :: atom() | binary().
+-type object() :: py_object:ref().
 -type kwargs() :: #{name() => term()} | [].
 -type options() :: #{
     kwargs => kwargs(),
     timeout => timeout(),               % default 30000 ms
     binary => auto | str | bytes,       % what Erlang binaries become in Python
+    return => term | ref,               % the result, or a reference to it (see py_object)
+    owner => py_object:owner(),         % of that reference; default: the calling process
     key => term(),                      % in a pool: same key, same node, as long as that is up
     idempotent => boolean(),            % in a pool: may be run again when its node is lost
     trace => py_trace:trace() | undefined   % the W3C trace context; default: the process's own
@@ -135,7 +142,7 @@ eval(Target, Code, Locals, Options) when ?is_code(Code), is_map(Locals), is_map(
 exec(Code) when ?is_code(Code) ->
     exec_on(?DEFAULT, Code, ?TIMEOUT_MS).
 
-%% The same on Target, which must be a node: what code defines lives on one.
+%% The same on Target, which must be a node or a context: what code defines lives on one.
 -spec exec(target(), code()) -> result().
 exec(Target, Code) when ?is_code(Code) ->
     exec_on(Target, Code, ?TIMEOUT_MS).
@@ -191,6 +198,151 @@ await_within(Ref, Timeout) ->
     Result = py_link:await(Ref, Timeout),
     _ = [py_pool:forget(Ref) || Result =:= {error, timeout}],
     Result.
+
+%% --- Objects by reference -------------------------------------------------------------------------
+
+%% Calls a method of an object.
+-spec call_method(object(), name(), [term()]) -> result().
+call_method(Ref, Name, Args) ->
+    call_method(Ref, Name, Args, [], #{}).
+
+%% The same with keyword arguments.
+-spec call_method(object(), name(), [term()], kwargs()) -> result().
+call_method(Ref, Name, Args, Kwargs) ->
+    call_method(Ref, Name, Args, Kwargs, #{}).
+
+%% The same with options; with `return => ref` the result is a reference too.
+-spec call_method(object(), name(), [term()], kwargs(), py_object:options()) -> result().
+call_method(Ref, Name, Args, Kwargs, Options)
+  when ?is_name(Name), ?is_args(Args), ?is_kwargs(Kwargs), is_map(Options) ->
+    on_object(Ref, Options#{kwargs => Kwargs}, call_method, fun(Named, Owner) -> [Name, Args, Named, Owner] end).
+
+%% Calls the object itself.
+-spec call_ref(object(), [term()]) -> result().
+call_ref(Ref, Args) ->
+    call_ref(Ref, Args, [], #{}).
+
+%% The same with keyword arguments.
+-spec call_ref(object(), [term()], kwargs()) -> result().
+call_ref(Ref, Args, Kwargs) ->
+    call_ref(Ref, Args, Kwargs, #{}).
+
+%% The same with options.
+-spec call_ref(object(), [term()], kwargs(), py_object:options()) -> result().
+call_ref(Ref, Args, Kwargs, Options) when ?is_args(Args), ?is_kwargs(Kwargs), is_map(Options) ->
+    on_object(Ref, Options#{kwargs => Kwargs}, call_object, fun(Named, Owner) -> [Args, Named, Owner] end).
+
+%% The value of an object's attribute.
+-spec getattr(object(), name()) -> result().
+getattr(Ref, Name) ->
+    getattr(Ref, Name, #{}).
+
+%% The same with options; with `return => ref` a reference to it.
+-spec getattr(object(), name(), py_object:options()) -> result().
+getattr(Ref, Name, Options) when ?is_name(Name), is_map(Options) ->
+    on_object(Ref, Options, get, fun(_, Owner) -> [Name, Owner] end).
+
+%% Sets an attribute of an object.
+-spec setattr(object(), name(), term()) -> ok | {error, reason()}.
+setattr(Ref, Name, Value) when ?is_name(Name) ->
+    done(on_object(Ref, #{}, assign, fun(_, _) -> [Name, Value] end)).
+
+%% The object as a term, where it has one (see docs/types.md).
+-spec to_term(object()) -> result().
+to_term(Ref) ->
+    to_term(Ref, #{}).
+
+%% The same with options, of which `timeout` has a meaning here.
+-spec to_term(object(), #{timeout => timeout()}) -> result().
+to_term(Ref, Options) when is_map(Options) ->
+    on_object(Ref, Options, term, fun(_, _) -> [] end).
+
+%% Lets go of an object before its owner ends; `ok` also if that has happened already.
+-spec release(object()) -> ok | {error, reason()}.
+release(Ref) ->
+    done(on_object(Ref, #{}, release, fun(_, _) -> [] end)).
+
+%% The references that the default node keeps, the oldest first: see py_object for more.
+-spec refs() -> {ok, [py_object:info()]} | {error, reason()}.
+refs() ->
+    call('erlang._objects', refs, []).
+
+%% Those of a node.
+-spec refs(target()) -> {ok, [py_object:info()]} | {error, reason()}.
+refs(Target) ->
+    py_object:refs(Target).
+
+-spec on_object(object(), py_object:options(), atom(),
+                fun((kwargs(), py_object:owner() | []) -> [term()])) -> result().
+on_object(Ref, Options, Verb, Arguments) ->
+    ok = check_options(Options, [kwargs, timeout, binary, return, owner, trace]),
+    {Node, Object, Kwargs, Owner} = py_object:options(Ref, Options),
+    Args = [Object | Arguments(Kwargs, Owner)],
+    call(Node, 'erlang._objects', Verb, Args, maps:with([timeout, binary, trace], Options)).
+
+-spec done(result()) -> ok | {error, reason()}.
+done({ok, _}) -> ok;
+done({error, Reason}) -> {error, Reason}.
+
+%% --- Contexts, modules and memory -----------------------------------------------------------------
+
+%% A namespace of the calling process's own on the default node, with a Python thread of its own.
+-spec context() -> {ok, py_context:context()} | {error, reason()}.
+context() ->
+    py_context:new(#{}).
+
+%% The one of that name, made when there is none, or one with options.
+-spec context(name() | py_context:options()) -> {ok, py_context:context()} | {error, reason()}.
+context(Name) when ?is_name(Name) -> py_context:new(#{name => Name});
+context(Options) -> py_context:new(Options).
+
+%% The same on a node.
+-spec context(target(), name() | py_context:options()) -> {ok, py_context:context()} | {error, reason()}.
+context(Target, Name) when ?is_name(Name) -> py_context:new(Target, #{name => Name});
+context(Target, Options) -> py_context:new(Target, Options).
+
+%% Imports a module on the default node, so that the first call does not have to.
+-spec import(name()) -> ok | {error, reason()}.
+import(Module) when ?is_name(Module) ->
+    done(call('erlang._contexts', import_module, [Module])).
+
+%% The same on a node.
+-spec import(target(), name()) -> ok | {error, reason()}.
+import(Target, Module) when ?is_name(Module) ->
+    done(call(Target, 'erlang._contexts', import_module, [Module])).
+
+%% Loads a module of the default node anew, as importlib.reload does; calls that run end with the code
+%% they have.
+-spec reload(name()) -> ok | {error, reason()}.
+reload(Module) when ?is_name(Module) ->
+    done(call('erlang._contexts', reload_module, [Module])).
+
+%% The same on a node, or a context's own copy of a module.
+-spec reload(target(), name()) -> ok | {error, reason()}.
+reload(Context, Module) when is_tuple(Context), ?is_name(Module) ->
+    py_context:reload(Context, Module);
+reload(Target, Module) when ?is_name(Module) ->
+    done(call(Target, 'erlang._contexts', reload_module, [Module])).
+
+%% What the default node's process and interpreter use.
+-spec memory_stats() -> {ok, #{atom() => term()}} | {error, reason()}.
+memory_stats() ->
+    call('erlang._contexts', memory_stats, []).
+
+%% Likewise a node's.
+-spec memory_stats(target()) -> {ok, #{atom() => term()}} | {error, reason()}.
+memory_stats(Target) ->
+    call(Target, 'erlang._contexts', memory_stats, []).
+
+%% Runs Python's garbage collector on the default node: how many objects it found unreachable.
+-spec gc() -> {ok, non_neg_integer()} | {error, reason()}.
+gc() ->
+    call('erlang._contexts', collect, []).
+
+%% The same on a node.
+-spec gc(target()) -> {ok, non_neg_integer()} | {error, reason()}.
+gc(Target) ->
+    call(Target, 'erlang._contexts', collect, []).
 
 %% --- Functions for Python ---------------------------------------------------------------------------
 
@@ -296,6 +448,11 @@ request(Target, Request, Timeout) ->
 %% The quick way to a node is one table lookup; without a link in the table the target may be a pool,
 %% which has no row there, and only then py_node is asked.
 -spec request(destination(), py_link:request(), timeout(), py_pool:how()) -> result().
+request(Target, Plain, Timeout, How) when is_tuple(Target) ->
+    case py_context:onto(Target, Plain) of
+        {Node, Request} -> request(Node, Request, Timeout, How);
+        no_context -> {error, {bad_target, Target}}
+    end;
 request(Target, Plain, Timeout, How) ->
     Request = py_trace:onto(Plain),
     case py_telemetry:on(call) of
@@ -338,6 +495,11 @@ slow_request(Target, Request, Timeout) ->
     end.
 
 -spec cast_to(destination(), tuple(), py_pool:how()) -> ok | {error, reason()}.
+cast_to(Target, Plain, _) when is_tuple(Target) ->
+    case py_context:onto(Target, Plain) of
+        {Node, Request} -> call_unheard(Node, py_trace:onto(Request));
+        no_context -> {error, {bad_target, Target}}
+    end;
 cast_to(Target, Plain, How) ->
     Cast = py_trace:onto(Plain),
     Result = case py_link:find(Target) of
@@ -346,6 +508,22 @@ cast_to(Target, Plain, How) ->
     end,
     _ = [py_telemetry:cast(Target, Cast, Result) || py_telemetry:on(call)],
     Result.
+
+%% The answer goes to an alias that is no more.
+-spec call_unheard(node(), py_link:request()) -> ok | {error, reason()}.
+call_unheard(Node, Request) ->
+    case find_link(Node, ?TIMEOUT_MS) of
+        {ok, Link} ->
+            case py_link:begin_call(Link, Request) of
+                overloaded ->
+                    {error, overloaded};
+                Ref ->
+                    true = erlang:demonitor(Ref, [flush]),
+                    ok
+            end;
+        {error, Reason} ->
+            {error, Reason}
+    end.
 
 -spec cast_to_pool(py_pool:view() | undefined, destination(), tuple(), py_pool:how()) ->
     ok | {error, reason()}.
@@ -358,6 +536,11 @@ cast_to_pool(Pool, _, Cast, How) ->
     py_pool:cast(Pool, Cast, How).
 
 -spec spawn_item(destination(), py_link:request(), timeout(), py_pool:how()) -> reference().
+spawn_item(Target, Plain, Timeout, How) when is_tuple(Target) ->
+    case py_context:onto(Target, Plain) of
+        {Node, Request} -> spawn_item(Node, Request, Timeout, How);
+        no_context -> spawned({bad_target, Target})
+    end;
 spawn_item(Target, Plain, Timeout, How) ->
     Request = py_trace:onto(Plain),
     case py_link:find(Target) of
@@ -445,8 +628,11 @@ to_binary(Code) ->
     end.
 
 -spec call_request(name(), name(), [term()], options()) -> py_link:request().
+call_request(M, F, Args, #{return := ref} = Options) ->
+    {Objects, Call, Ours} = py_object:call_request(M, F, Args, Options),
+    call_request(Objects, Call, Ours, maps:without([return, owner, kwargs], Options));
 call_request(M, F, Args, Options) ->
-    ok = check_options(Options, [kwargs, timeout, binary, key, idempotent, trace]),
+    ok = check_options(Options, [kwargs, timeout, binary, key, idempotent, trace, return]),
     Kwargs = maps:get(kwargs, Options, []),
     case Options of
         #{binary := _} -> {call, 0, M, F, Args, Kwargs, maps:with([binary, trace], Options)};
@@ -475,6 +661,8 @@ check_options(Options, Known) ->
 is_option(kwargs, Value) -> ?is_kwargs(Value);
 is_option(timeout, Value) -> ?is_timeout(Value);
 is_option(binary, Value) -> lists:member(Value, [auto, str, bytes]);
+is_option(return, Value) -> Value =:= term orelse Value =:= ref;
+is_option(owner, _) -> true;    % py_object looks at it
 is_option(idempotent, Value) -> is_boolean(Value);
 is_option(trace, Value) -> Value =:= undefined orelse py_trace:is_trace(Value);
 is_option(key, _) -> true.

@@ -84,6 +84,10 @@
     | {bad_target, term()}
     | {bad_request, term()}
     | {bad_term, binary()}
+    | {bad_ref, other_node | released | unknown}
+    | {too_many_refs, node | owner}
+    | {bad_context, closed | other_node | unknown} | too_many_contexts
+    | {unsupported, binary()}
     | {worker_died, term()}.
 -type result() :: {ok, term()} | {error, reason()}.
 
