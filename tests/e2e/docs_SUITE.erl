@@ -157,7 +157,12 @@ stock_sup() ->
 elixir_of_a_page(Config, Page, Names, AtLeast) ->
     Context = sw_e2e:context(Config),
     Node = #{name := Name} = node_with_modules(Context, Page, Names),
-    Steps = lists:append([iex_steps(Lines) || Lines <- blocks(Page, "elixir")]),
+    ok = elixir_steps(Context, Name, blocks(Page, "elixir"), AtLeast, []),
+    ok = sw_e2e:stop_node(Node).
+
+%% The lines of these blocks, in a BEAM with the application, and with what else is in these paths.
+elixir_steps(Context, Name, Blocks, AtLeast, Paths) ->
+    Steps = lists:append([iex_steps(Lines) || Lines <- Blocks]),
     ?assert(length(Steps) >= AtLeast),
     {Expressions, _} = lists:unzip(Steps),
     Code = "[name, expressions] = System.argv()\n"
@@ -171,11 +176,10 @@ elixir_of_a_page(Config, Page, Names, AtLeast) ->
            "end\n"
            "expressions |> Base.decode64!() |> :erlang.binary_to_term() |> Enum.reduce([], evaluate)\n",
     {Status, Output, Errors} =
-        sw_e2e:elixir(Context, ["-pa", filename:dirname(code:which(py))], Code,
+        sw_e2e:elixir(Context, lists:append([["-pa", Path] || Path <- [filename:dirname(code:which(py)) | Paths]]), Code,
                       [atom_to_list(Name), base64:encode_to_string(term_to_binary(Expressions))]),
     ?assertEqual(0, Status, {Output, Errors}),
-    check(Steps, [base64:decode(Line) || <<"=", Line/binary>> <- binary:split(Output, <<"\n">>, [global])]),
-    ok = sw_e2e:stop_node(Node).
+    check(Steps, [base64:decode(Line) || <<"=", Line/binary>> <- binary:split(Output, <<"\n">>, [global])]).
 
 iex_steps(Block) ->
     [begin
