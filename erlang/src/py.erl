@@ -20,6 +20,7 @@
 -export([getattr/2, getattr/3, setattr/3, to_term/1, to_term/2, release/1, refs/0, refs/1]).
 -export([context/0, context/1, context/2, import/1, import/2, reload/1, reload/2]).
 -export([memory_stats/0, memory_stats/1, gc/0, gc/1]).
+-export([stream/3, stream/4, stream/5, stream_start/3, stream_start/4, stream_start/5]).
 -export([register_function/2, register_function/3, unregister_function/1]).
 -export([trace_context/0, set_trace_context/1]).
 -export([version/0, node_info/1, top/1, top/2]).
@@ -344,6 +345,91 @@ gc() ->
 gc(Target) ->
     call(Target, 'erlang._contexts', collect, []).
 
+%% --- Streams ------------------------------------------------------------------------------------
+
+%% All items of the generator, or of anything else to iterate over, that M.F(*Args) returns on the
+%% default node: at most a million.
+-spec stream(name(), name(), [term()]) -> {ok, [term()]} | {error, py_stream:reason()}.
+stream(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    stream_on(?DEFAULT, M, F, Args, #{}).
+
+%% The same with keyword arguments, or on Target.
+-spec stream(name(), name(), [term()], kwargs()) -> {ok, [term()]} | {error, py_stream:reason()};
+            (target(), name(), name(), [term()]) -> {ok, [term()]} | {error, py_stream:reason()}.
+stream(M, F, Args, Kwargs) when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs) ->
+    stream_on(?DEFAULT, M, F, Args, #{kwargs => Kwargs});
+stream(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    stream_on(Target, M, F, Args, #{}).
+
+%% The same with a timeout for all of it, or with options on Target.
+-spec stream(name(), name(), [term()], kwargs(), timeout()) ->
+                {ok, [term()]} | {error, py_stream:reason()};
+            (target(), name(), name(), [term()], py_stream:all_options()) ->
+                {ok, [term()]} | {error, py_stream:reason()}.
+stream(M, F, Args, Kwargs, Timeout)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), ?is_kwargs(Kwargs), ?is_timeout(Timeout) ->
+    stream_on(?DEFAULT, M, F, Args, #{kwargs => Kwargs, timeout => Timeout});
+stream(Target, M, F, Args, Options)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
+    ok = check_options(Options, [kwargs, timeout, binary, key, trace, batch, max_items]),
+    stream_on(Target, M, F, Args, Options).
+
+%% Has M.F(*Args) on the default node return a generator, whose items this process asks for: see
+%% py_stream.
+-spec stream_start(name(), name(), [term()]) ->
+    {ok, py_stream:stream()} | {error, py_stream:reason()}.
+stream_start(M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    start_stream(?DEFAULT, M, F, Args, #{}).
+
+%% The same with options, or on Target.
+-spec stream_start(name(), name(), [term()], py_stream:options()) ->
+                      {ok, py_stream:stream()} | {error, py_stream:reason()};
+                  (target(), name(), name(), [term()]) ->
+                      {ok, py_stream:stream()} | {error, py_stream:reason()}.
+stream_start(M, F, Args, Options)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
+    start_stream(?DEFAULT, M, F, Args, Options);
+stream_start(Target, M, F, Args) when ?is_name(M), ?is_name(F), ?is_args(Args) ->
+    start_stream(Target, M, F, Args, #{}).
+
+%% The same on Target with options.
+-spec stream_start(target(), name(), name(), [term()], py_stream:options()) ->
+    {ok, py_stream:stream()} | {error, py_stream:reason()}.
+stream_start(Target, M, F, Args, Options)
+  when ?is_name(M), ?is_name(F), ?is_args(Args), is_map(Options) ->
+    start_stream(Target, M, F, Args, Options).
+
+-spec stream_on(destination(), name(), name(), [term()], py_stream:all_options()) ->
+    {ok, [term()]} | {error, py_stream:reason()}.
+stream_on(Target, M, F, Args, Options) ->
+    py_stream:all(caller(Target), caster(Target), M, F, Args, Options).
+
+-spec start_stream(destination(), name(), name(), [term()], py_stream:options()) ->
+    {ok, py_stream:stream()} | {error, py_stream:reason()}.
+start_stream(Target, M, F, Args, Options) ->
+    ok = check_options(Options, [kwargs, timeout, binary, key, trace, demand, owner, batch]),
+    py_stream:start(caller(Target), caster(Target), M, F, Args, Options).
+
+%% How a stream's own calls go there.
+-spec caller(destination()) -> fun((atom(), atom(), [term()], options()) -> result()).
+caller(Target) ->
+    fun(M, F, Args, Options) ->
+        request(Target, call_request(M, F, Args, Options), timeout_of(Options, ?TIMEOUT_MS),
+                how(Options))
+    end.
+
+%% To all members of a pool: which of them was called nobody knows any more.
+-spec caster(destination()) -> fun((atom(), atom(), [term()]) -> ok).
+caster(Target) ->
+    fun(M, F, Args) ->
+        Targets = case pool(Target) of
+            undefined -> [Target];
+            _ when Target =/= ?DEFAULT -> py_pool:members(Target);
+            _ -> py_pool:members(application:get_env(sidewinder, default_node, Target))
+        end,
+        lists:foreach(fun(Each) -> cast_to(Each, {cast, M, F, Args, []}, #{}) end, Targets)
+    end.
+
 %% --- Functions for Python ---------------------------------------------------------------------------
 
 %% Makes a function callable from Python under Name; it is given the list of arguments.
@@ -662,7 +748,10 @@ is_option(kwargs, Value) -> ?is_kwargs(Value);
 is_option(timeout, Value) -> ?is_timeout(Value);
 is_option(binary, Value) -> lists:member(Value, [auto, str, bytes]);
 is_option(return, Value) -> Value =:= term orelse Value =:= ref;
-is_option(owner, _) -> true;    % py_object looks at it
+is_option(owner, _) -> true;    % py_object and py_stream look at it
 is_option(idempotent, Value) -> is_boolean(Value);
 is_option(trace, Value) -> Value =:= undefined orelse py_trace:is_trace(Value);
+is_option(demand, Value) -> is_integer(Value) andalso Value >= 0;
+is_option(batch, Value) -> is_integer(Value) andalso Value > 0;
+is_option(max_items, Value) -> Value =:= infinity orelse (is_integer(Value) andalso Value > 0);
 is_option(key, _) -> true.

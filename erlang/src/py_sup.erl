@@ -6,6 +6,7 @@
 %%                          ├─ py_channel_sup   one py_channel_link per node with channels
 %%                          ├─ py_pool_sup      one py_pool_server per pool
 %%                          ├─ py_state_sup     one py_state_server per store
+%%                          ├─ py_stream_server tells the owners of streams that a node was lost
 %%                          └─ py_local         the local node's OS process; idle until it is wanted
 %%
 %% Callbacks come first and so end last: the local node may still call while it is being stopped.
@@ -34,5 +35,6 @@ init([]) ->
         #{id => py_channel_sup, start => {py_channel_sup, start_link, []}, type => supervisor},
         #{id => py_pool_sup, start => {py_pool_sup, start_link, []}, type => supervisor},
         #{id => py_state_sup, start => {py_state_sup, start_link, []}, type => supervisor},
+        #{id => py_stream_server, start => {py_stream_server, start_link, []}},
         #{id => py_local, start => {py_local, start_link, []}}
     ]}}.
