@@ -25,7 +25,7 @@ from collections import deque
 from typing import Any
 
 from erlang import _backend
-from erlang.exceptions import Cancelled, NoConnection
+from erlang.exceptions import Cancelled, NoConnection, Refused
 from erlang.process import _node_loop, _reason_of
 from erlang.terms import Atom, Pid, Ref
 
@@ -98,9 +98,9 @@ def start(
     kwargs: dict[str | bytes, Any] | list[Any],
     options: dict[str, Any],
 ) -> Any:
-    """Call a function, and stream what it yields to `owner`. Returns the stream's process, or `overloaded`.
+    """Call a function, and stream what it yields to `owner`. Returns the stream's process.
 
-    Raises: what the function raises; NotAllowed; TypeError when there is nothing to iterate over.
+    Raises: Refused when there are too many streams; what the function raises; NotAllowed; TypeError when there is nothing to iterate over.
     """
     demand = _number(options.get("demand", 0), 0, None, "demand")
     batch = _number(options.get("batch", 512), 1, MAX_BATCH, "batch")
@@ -108,7 +108,7 @@ def start(
     target = _resolve(_text(module), _text(function))
     place = _Place(owner)
     if not place.take():
-        return _OVERLOADED
+        raise Refused(_OVERLOADED)
     try:
         source = target(*args, **names)
         if inspect.isawaitable(source):
@@ -224,19 +224,24 @@ class _Stream:
 
     def _deliver(self, messages: list[Any]) -> None:
         for message in messages:
-            match message:
-                case ("ask", int(number)) if number >= 0:
-                    self._ask(number)
-                case ("send", _):
-                    self._put(message)
-                case ("throw", str() | bytes(), str() | bytes()):
-                    self._put(message)
-                case "cancel":
-                    self.cancel()
-                case ("DOWN", ref, *_) if ref == self._monitor:
-                    self.cancel()
-                case _:
-                    _log.warning("a stream does not understand %.200r", message)
+            if message == "cancel":
+                self.cancel()
+            elif not isinstance(message, tuple) or not self._take_in(*message):
+                _log.warning("a stream does not understand %.200r", message)
+
+    def _take_in(self, verb: Any = None, *rest: Any) -> bool:
+        """Whether that was a message of ours."""
+        if verb == "ask" and len(rest) == 1 and type(rest[0]) is int and rest[0] >= 0:
+            self._ask(rest[0])
+        elif verb == "send" and len(rest) == 1:
+            self._put(("send", rest[0]))
+        elif verb == "throw" and len(rest) == 2 and all(isinstance(x, (str, bytes)) for x in rest):
+            self._put(("throw", *rest))
+        elif verb == "DOWN" and rest and rest[0] == self._monitor:
+            self.cancel()
+        else:
+            return False
+        return True
 
     def _ask(self, number: int) -> None:
         with self._lock:
@@ -380,6 +385,8 @@ class _Stream:
 
 
 def _failure(error: BaseException) -> Event:
+    if isinstance(error, Refused):
+        return _ERROR, error.reason
     kind, name, message, text = _reason_of(error)
     return _ERROR, (kind, _sendable(name), _sendable(message), _sendable(text))
 

@@ -30,6 +30,7 @@ all() ->
      a_slow_consumer_of_large_items_holds_the_generator,
      streams_are_bounded_for_an_owner_and_leave_nothing,
      nonsense_sent_to_a_stream_hurts_nobody,
+     the_allow_list_counts_for_streams,
      many_items_pass_in_flat_memory].
 
 init_per_suite(Config0) ->
@@ -399,6 +400,19 @@ nonsense_sent_to_a_stream_hurts_nobody(Config) ->
         ?assertEqual({error, cancelled}, last(Killed)),
         closed(killed)
     end).
+
+the_allow_list_counts_for_streams(Config) ->
+    Context = sw_e2e:context(Config),
+    Arguments = ["--import", "streaming", "--allow", "streaming.echo"],
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => Arguments}),
+    run(Config, fun(_) ->
+        ?assertEqual({error, {not_allowed, {<<"streaming">>, <<"count">>}}}, py:stream(Name, streaming, count, [3])),
+        {ok, Stream} = py:stream_start(Name, streaming, echo, []),
+        ?assertEqual({ok, <<"ready">>}, py_stream:next(Stream)),
+        ok = py_stream:throw(Stream, <<"decimal.DivisionByZero">>, <<"a">>),
+        ?assertEqual({error, {not_allowed, {<<"decimal">>, <<"DivisionByZero">>}}}, py_stream:next(Stream))
+    end),
+    ok = sw_e2e:stop_node(Node).
 
 last(Stream) ->
     case py_stream:next(Stream, 10000) of
