@@ -20,6 +20,17 @@ constexpr std::size_t kMessagesAtOnce = 1000;
 constexpr std::chrono::milliseconds kQuiet{300};
 constexpr std::chrono::milliseconds kQuietAtMost{2'000};
 
+// What Python has against a term, a reference to an object that is gone, is an error as well:
+// nobody here could take an exception.
+base::Result<py::Ref> decoded(term::Codec& codec, etf::Bytes bytes) {
+  try {
+    etf::Reader in(bytes);
+    return codec.decode(in);
+  } catch (const py::Error& error) {
+    return base::Error{base::ErrorCode::kUnsupported, 0, error.describe().message};
+  }
+}
+
 }  // namespace
 
 Runtime* Runtime::current() { return g_runtime; }
@@ -117,8 +128,7 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
     loop_->post([this, process = std::move(process), why] {
       processes_->remove(process->id);
       if (std::exchange(process->ended, true)) return;
-      etf::Reader in(why->bytes());
-      auto term = codec_.decode(in);
+      auto term = decoded(codec_, why->bytes());
       py::Ref told = term ? std::move(*term) : py::Ref::borrow(Py_None);
       py::Ref ignored = py::Ref::steal(PyObject_CallOneArg(process->stop, told.get()));
       if (!ignored)
@@ -179,14 +189,7 @@ void Runtime::hand_over(const PyProcessPtr& process) {
     for (; count < kMessagesAtOnce; ++count) {
       auto bytes = process->mailbox.take();
       if (!bytes) break;
-      etf::Reader in(bytes->bytes());
-      auto message = [&]() -> base::Result<py::Ref> {
-        try {
-          return codec_.decode(in);
-        } catch (const py::Error& error) {  // an object that is gone is that message's trouble only
-          return base::Error{base::ErrorCode::kUnsupported, 0, error.describe().message};
-        }
-      }();
+      auto message = decoded(codec_, bytes->bytes());
       if (!message) {
         spdlog::warn("a message to a process cannot be decoded ({}); dropped",
                      message.error().message());

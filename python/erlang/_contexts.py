@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from erlang import _backend, _objects
 from erlang.exceptions import Cancelled, NotAllowed, Refused
-from erlang.terms import Atom, Pid
+from erlang.terms import Atom, Pid, Ref
 
 __all__: list[str] = []
 
@@ -198,6 +198,7 @@ class _Context:
         self.number = number
         self.name = _text(options["name"]) if options.get("name") is not None else None
         self.owner: Pid | None = None
+        self.monitor: Ref | None = None
         self.max_queue = int(options.get("max_queue", MAX_QUEUE))
         self.modules = _Modules(
             (_text(name) for name in options.get("isolated", ())),
@@ -354,6 +355,10 @@ class _Keeper:
     def __init__(self) -> None:
         self._pid: Pid | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._pid is not None
+
     def pid(self) -> Pid:
         if self._pid is None:
             try:
@@ -384,6 +389,9 @@ def _end(context: _Context, interrupt: bool = False) -> None:
     _contexts.pop(context.number, None)
     if context.name is not None and _names.get(context.name) is context:
         del _names[context.name]
+    if context.monitor is not None and _keeper.running:
+        _backend.native.demonitor(_keeper.pid(), context.monitor)
+        context.monitor = None
     context.close(interrupt)
 
 
@@ -445,7 +453,7 @@ def _make(options: dict[str, Any]) -> _Context:
         _names[context.name] = context
     if isinstance(owner, Pid):
         context.owner = owner
-        _backend.native.monitor(keeper, owner)
+        context.monitor = _backend.native.monitor(keeper, owner)
 
     def prepare() -> None:
         for module in imports:

@@ -161,6 +161,8 @@ def _find(target: Any) -> _Entry:
             pass
         case _:
             raise BadReference("unknown", "this is no reference to an object")
+    if not _backend.native.in_node():
+        raise BadReference("other_node", f"the object is on {node}, and this is no node")
     here = _backend.native.server_pid()
     if node != here.node:
         raise BadReference("other_node", f"the object is on {node}, and this is {here.node}")

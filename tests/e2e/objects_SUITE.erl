@@ -19,6 +19,7 @@ all() ->
      a_reference_that_leads_nowhere_says_why,
      a_tuple_that_looks_like_a_reference_is_an_error_and_no_crash,
      a_message_with_a_dead_reference_does_not_take_others_with_it,
+     an_exit_reason_with_a_dead_reference_ends_the_process_and_nothing_else,
      references_of_another_node_are_refused,
      references_of_a_restarted_node_are_released,
      an_owners_death_frees_its_objects,
@@ -207,6 +208,17 @@ a_message_with_a_dead_reference_does_not_take_others_with_it(Config) ->
         Got = [receive {relayed, Message} -> Message after 5000 -> error(lost) end || _ <- [1, 2]],
         ?assertEqual([{first, 1}, {last, 2}], Got),
         exit(Pid, kill)
+    end).
+
+an_exit_reason_with_a_dead_reference_ends_the_process_and_nothing_else(Config) ->
+    with(Config, fun(N) ->
+        Pid = erpc:call(N, objects, relay, [self()]),
+        Monitor = monitor(process, Pid),
+        Reason = {gone, {'$py_object', N, 1, 1, <<>>}},
+        exit(Pid, Reason),
+        ?assertEqual(Reason, receive {'DOWN', Monitor, process, Pid, Why} -> Why after 5000 -> error(alive) end),
+        ?assertEqual({ok, 1}, py:call(N, objects, later, [])),
+        ?assertError({exception, {bad_ref, released}, _}, erpc:call(N, objects, value_of, [element(2, Reason)]))
     end).
 
 references_of_another_node_are_refused(Config) ->
