@@ -401,11 +401,11 @@ def _find(target: Target) -> _Context:
             pass
         case _:
             raise Refused((Atom("bad_context"), Atom("unknown")))
-    here = _backend.native.server_pid()
-    if node != here.node:
+    own, own_creation = _objects._here()
+    if node != own:
         raise Refused((Atom("bad_context"), Atom("other_node")))
     context = _contexts.get(number)
-    if creation != here.creation or (context is None and 0 < number <= _numbered):
+    if creation != own_creation or (context is None and 0 < number <= _numbered):
         raise Refused((Atom("bad_context"), Atom("closed")))
     if context is None:
         raise Refused((Atom("bad_context"), Atom("unknown")))
@@ -427,8 +427,8 @@ async def _start(_: Any, options: Mapping[Any, Any]) -> tuple[Atom, int, int]:
         context = _make(given)
     assert context.ready is not None
     await asyncio.shield(context.ready)
-    here = _backend.native.server_pid()
-    return here.node, here.creation, context.number
+    node, creation = _objects._here()
+    return node, creation, context.number
 
 
 def _make(options: dict[str, Any]) -> _Context:

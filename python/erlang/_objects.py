@@ -82,6 +82,18 @@ def _name_of(cls: type) -> str:
     )
 
 
+_known: tuple[bytes, Atom, int] = (b"", Atom(""), 0)
+
+
+def _here() -> tuple[Atom, int]:
+    """This node's name and creation; names may be given by a peer, so they are not for ever."""
+    global _known
+    pid: Pid = _backend.native.server_pid()
+    if pid.raw != _known[0]:
+        _known = pid.raw, pid.node, pid.creation
+    return _known[1:]
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -97,7 +109,7 @@ def keep(value: Any, owner: Owner, place: Place | None = None) -> Reference:
     pid, lease = _owner(owner)
     _check_evaluator(value)
     watcher = _watcher.pid()
-    here = _backend.native.server_pid()
+    node, creation = _here()
     entry = _Entry(value, pid, lease, place)
     number = _enter(entry, pid)
     if pid is not None and number < 0:
@@ -109,7 +121,7 @@ def keep(value: Any, owner: Owner, place: Place | None = None) -> Reference:
             raise
     elif pid is None:
         _watcher.look_at_leases()
-    return _TAG, here.node, here.creation, number, entry.type
+    return _TAG, node, creation, number, entry.type
 
 
 def _owner(owner: Any) -> tuple[Pid | None, float]:
@@ -163,10 +175,10 @@ def _find(target: Any) -> _Entry:
             raise BadReference("unknown", "this is no reference to an object")
     if not _backend.native.in_node():
         raise BadReference("other_node", f"the object is on {node}, and this is no node")
-    here = _backend.native.server_pid()
-    if node != here.node:
-        raise BadReference("other_node", f"the object is on {node}, and this is {here.node}")
-    if creation != here.creation:
+    own, own_creation = _here()
+    if node != own:
+        raise BadReference("other_node", f"the object is on {node}, and this is {own}")
+    if creation != own_creation:
         raise BadReference("released", f"{node} has been started anew since the object was made")
     entry = _table.get(number)
     if entry is None and 0 < number <= _created:
@@ -459,17 +471,17 @@ async def _released_in(place: Place, entries: list[Any]) -> bool:
 
 def refs(most: int = 1000) -> list[dict[Atom, Any]]:
     """The oldest references first."""
-    here = _backend.native.server_pid()
+    node, creation = _here()
     now = time.monotonic()
     with _lock:
         entries = [entry for entry, _ in zip(_table.items(), range(min(most, MOST_LISTED)))]
-    return [_listed(here, now, number, entry) for number, entry in entries]
+    return [_listed(node, creation, now, number, entry) for number, entry in entries]
 
 
-def _listed(here: Pid, now: float, number: int, entry: _Entry) -> dict[Atom, Any]:
+def _listed(node: Atom, creation: int, now: float, number: int, entry: _Entry) -> dict[Atom, Any]:
     return {
         Atom("id"): number,
-        Atom("ref"): (_TAG, here.node, here.creation, number, entry.type),
+        Atom("ref"): (_TAG, node, creation, number, entry.type),
         Atom("type"): entry.type,
         Atom("owner"): entry.owner
         if entry.owner is not None

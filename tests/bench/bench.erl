@@ -58,6 +58,10 @@ run({spinners, Node, Callers, Ms}) ->
     spinners(Node, Callers, Ms);
 run({window, Via, Node, Width, Ms}) ->
     window(Via, Node, Width, Ms);
+run({objects, How, Node, Count}) ->
+    objects(How, Node, Count);
+run({owners, Node, Owners, Each}) ->
+    owners(Node, Owners, Each);
 run({sleepers, Via, Node, Module, Count}) ->
     sleepers(Via, Node, Module, Count);
 run({transfer, Via, Direction, Node, Bytes, Parts}) ->
@@ -207,6 +211,66 @@ sleepers(Via, Node, Module, Count) ->
     Start = erlang:monotonic_time(microsecond),
     _ = in_processes(Count, fun() -> none = call(Via, Node, Module, sleep, [0.05]) end),
     [{ms, (erlang:monotonic_time(microsecond) - Start) / 1000}].
+
+%% --- Objects and contexts ---------------------------------------------------------------------------
+
+%% One call after the other: of a function, of an object's method, with an object among the arguments,
+%% of a function in a context; and objects made and released.
+-spec objects(call | method | argument | context | made, node(), pos_integer()) -> [value()].
+objects(How, Node, Count) ->
+    {ok, Object} = py:call(Node, builtins, list, [[3, 1, 2]], #{return => ref}),
+    {ok, Context} = py:context(Node, #{}),
+    Once = once(How, Node, Object, Context),
+    _ = [Once() || _ <- lists:seq(1, 20)],
+    Values = quantiles([timed(Once) || _ <- lists:seq(1, Count)]),
+    ok = py:release(Object),
+    ok = py_context:close(Context),
+    Values.
+
+-spec once(call | method | argument | context | made, node(), py:object(), py_context:context()) ->
+    fun(() -> term()).
+once(call, Node, _, _) -> fun() -> {ok, 3} = py:call(Node, builtins, len, [[3, 1, 2]]) end;
+once(method, _, Object, _) -> fun() -> {ok, 1} = py:call_method(Object, count, [2]) end;
+once(argument, Node, Object, _) -> fun() -> {ok, 3} = py:call(Node, builtins, len, [Object]) end;
+once(context, _, _, Context) -> fun() -> {ok, 3} = py:call(Context, builtins, len, [[3, 1, 2]]) end;
+once(made, Node, _, _) ->
+    fun() ->
+        {ok, Ref} = py:call(Node, builtins, list, [[3, 1, 2]], #{return => ref}),
+        ok = py:release(Ref)
+    end.
+
+-spec timed(fun(() -> term())) -> integer().
+timed(Once) ->
+    Start = erlang:monotonic_time(nanosecond),
+    _ = Once(),
+    erlang:monotonic_time(nanosecond) - Start.
+
+%% So many processes make so many objects each, and are killed: how long both take, and by how much
+%% the node has grown when all are gone.
+-spec owners(node(), pos_integer(), pos_integer()) -> [value()].
+owners(Node, Owners, Each) ->
+    {ok, #{rss := Before}} = py:memory_stats(Node),
+    Parent = self(),
+    Make = fun() -> [{ok, _} = py:call(Node, builtins, list, [[1]], #{return => ref}) || _ <- lists:seq(1, Each)] end,
+    Start = erlang:monotonic_time(microsecond),
+    Pids = [spawn(fun() -> _ = Make(), Parent ! made, receive stop -> ok end end) || _ <- lists:seq(1, Owners)],
+    _ = [receive made -> ok end || _ <- Pids],
+    Made = erlang:monotonic_time(microsecond),
+    {ok, #{refs := Most, owners := Owners}} = py_object:counts(Node),
+    true = Most =:= Owners * Each,
+    _ = [exit(Pid, kill) || Pid <- Pids],
+    ok = until_none(Node),
+    Gone = erlang:monotonic_time(microsecond),
+    {ok, #{rss := After}} = py:memory_stats(Node),
+    [{made_per_s, Most * 1.0e6 / (Made - Start)}, {freed_per_s, Most * 1.0e6 / (Gone - Made)},
+     {left_mb, (After - Before) / 1.0e6}].
+
+-spec until_none(node()) -> ok.
+until_none(Node) ->
+    case py_object:counts(Node) of
+        {ok, #{refs := 0, owners := 0}} -> ok;
+        {ok, _} -> timer:sleep(5), until_none(Node)
+    end.
 
 %% --- Arrays ---------------------------------------------------------------------------------------
 

@@ -645,6 +645,32 @@ def data(cluster: Cluster, scale: Scale) -> None:
     node.stop()
 
 
+def objects(cluster: Cluster, scale: Scale) -> None:
+    """Objects by reference and contexts, beside a plain call."""
+    node = cluster.node("objects", "--workers", "16")
+    who = "'objects@127.0.0.1'"
+    kinds = {
+        "method": "py:call_method of a small object",
+        "argument": "py:call with an object as argument",
+        "context": "py:call in a context",
+        "made": "an object made and released",
+    }
+    commands = {kind: f"objects, {kind}, {who}, {scale.calls}" for kind in ("call", *kinds)}
+    got = rounds(cluster, scale.rounds, commands)
+    for kind, what in kinds.items():
+        compared(f"{what}, p50", got[kind]["p50"], got["call"]["p50"], "us", "py:call")
+    count = scale.stream
+    command = {"owners": f"owners, {who}, 1000, {count // 1000}"}
+    values = rounds(cluster, 2, command)["owners"]
+    for key, what, unit in (
+        ("made_per_s", f"{count:,} objects made by 1,000 processes", "/s"),
+        ("freed_per_s", "freed when these are killed", "/s"),
+        ("left_mb", "memory of the node afterwards, more than before", "MB"),
+    ):
+        absolute(what, values[key], unit)
+    node.stop()
+
+
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
@@ -659,6 +685,7 @@ GROUPS = {
     "idle": idle,
     "processes": processes,
     "data": data,
+    "objects": objects,
 }
 LOOP = "loop"
 
