@@ -377,8 +377,9 @@ memory_can_be_looked_at_and_collected(Config) ->
         ?assert(Rss > 10000000),
         ?assert(Max >= Rss),
         ?assert(is_integer(Refs) andalso is_integer(Contexts) andalso Threads > 0),
-        {ok, none} = py:exec(N, <<"class K: pass\nfor _ in range(50):\n    k = K(); k.me = k\nk = None">>),
+        {ok, none} = py:exec(N, <<"import gc\ngc.disable()\nclass K: pass\nfor _ in range(50):\n    k = K(); k.me = k\nk = None">>),
         {ok, Collected} = py:gc(N),
+        {ok, none} = py:exec(N, <<"gc.enable()">>),
         ?assert(Collected >= 50),
         ?assertMatch({ok, #{}}, py:memory_stats()),
         ?assertMatch({ok, _}, py:gc())
