@@ -17,10 +17,11 @@ defmodule Sidewinder do
 
   ## Options
 
-    * `:target` - a node or a pool
+    * `:target` - a node, a pool or a context
     * `:kwargs` - Python's keyword arguments, a keyword list or a map
     * `:timeout` - milliseconds or `:infinity`; 30,000 unless given
     * `:binary` - what binaries become in Python: `:auto`, `:str` or `:bytes`
+    * `:return` - `:ref` for a reference to the result, see `:py_object`; `:owner` - of that reference
     * `:key`, `:idempotent` - see `:py_pool`
     * `:trace` - the W3C trace context
 
@@ -35,10 +36,12 @@ defmodule Sidewinder do
 
   @type name :: atom() | String.t()
   @type option ::
-          {:target, atom()}
+          {:target, :py.target()}
           | {:kwargs, keyword() | map()}
           | {:timeout, timeout()}
           | {:binary, :auto | :str | :bytes}
+          | {:return, :term | :ref}
+          | {:owner, pid()}
           | {:key, term()}
           | {:idempotent, boolean()}
           | {:trace, term()}
@@ -60,7 +63,7 @@ defmodule Sidewinder do
   @spec call(name(), name(), [term()], [option()]) :: result()
   def call(module, function, args \\ [], options \\ [])
       when is_name(module) and is_name(function) and is_list(args) and is_list(options) do
-    known!(options, [:kwargs, :timeout, :binary, :key, :idempotent, :trace])
+    known!(options, [:kwargs, :timeout, :binary, :return, :owner, :key, :idempotent, :trace])
 
     on(
       options,
@@ -178,7 +181,7 @@ defmodule Sidewinder do
   @spec async(name(), name(), [term()], [option()]) :: reference()
   def async(module, function, args \\ [], options \\ [])
       when is_name(module) and is_name(function) and is_list(args) and is_list(options) do
-    known!(options, [:kwargs, :timeout, :binary, :key, :idempotent, :trace])
+    known!(options, [:kwargs, :timeout, :binary, :return, :owner, :key, :idempotent, :trace])
 
     started =
       on(

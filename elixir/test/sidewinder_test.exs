@@ -126,6 +126,20 @@ defmodule SidewinderTest do
     assert Enum.to_list(Channel.stream(channel)) == []
   end
 
+  test "a result may stay in Python, as a reference that goes back in" do
+    {:ok, counter} = Sidewinder.call(:collections, :Counter, ["hello"], return: :ref)
+    assert :py.call_method(counter, :most_common, [1]) == {:ok, [{"l", 2}]}
+    assert Sidewinder.call!(:operator, :getitem, [counter, "o"]) == 1
+    assert :py.release(counter) == :ok
+    assert {:error, %Error{}} = Sidewinder.call(:operator, :getitem, [counter, "o"])
+  end
+
+  test "a context is a target" do
+    {:ok, context} = :py.context()
+    assert Sidewinder.exec("shared = 2", target: context) == :ok
+    assert Sidewinder.eval!("shared + 1", [], target: context) == 3
+  end
+
   test "arrays are used as they are" do
     array = :py_data.from_list(:int16, [[1, 2], [3, 4]])
     assert Sidewinder.call!(:operator, :getitem, [array, 2]) == [2, 2]

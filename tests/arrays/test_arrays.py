@@ -108,7 +108,8 @@ def test_an_array_that_arrives_is_a_view_of_the_bytes_and_cannot_be_written_to()
     "data", [b"abcdefgh", bytearray(b"abcdefgh"), memoryview(b"__abcdefgh")[2:], "abcdefgh"]
 )
 def test_bytes_are_taken_in_any_form_and_undone_where_they_arrived_as_text(data: Any) -> None:
-    assert to_array((ARRAY, "|u1", (8,), data)).tobytes() == b"abcdefgh"
+    array = to_array((ARRAY, "|u1", (8,), data))
+    assert array.tobytes() == b"abcdefgh" and not array.flags.writeable
 
 
 @pytest.mark.parametrize(

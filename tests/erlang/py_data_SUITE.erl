@@ -79,6 +79,7 @@ rows_and_slices_are_parts_of_the_same_binary(_) ->
 rows_that_are_not_there_are_refused(_) ->
     Array = py_data:from_list(int8, [[1, 2], [3, 4]]),
     [?assertError(badarg, Wrong()) || Wrong <- [fun() -> py_data:row(Array, 2) end, fun() -> py_data:row(Array, -1) end,
+                                                fun() -> py_data:row(py_data:array(int8, [2, 0], <<>>), 2) end,
                                                 fun() -> py_data:slice(Array, 1, 2) end, fun() -> py_data:slice(Array, 0, -1) end,
                                                 fun() -> py_data:row(py_data:from_list(int8, 1), 0) end,
                                                 fun() -> py_data:slice(Array, 0, x) end]].
