@@ -207,6 +207,47 @@ defmodule Sidewinder do
   def await!(ref, timeout \\ 30_000), do: bang(await(ref, timeout))
 
   @doc """
+  The items of a Python generator, plain or asynchronous, or of anything that can be iterated over, as a
+  stream. The function is called when the stream is run, each time anew; the generator goes no further
+  than `:demand` items (100) ahead of what is taken, and is closed when no more are. An exception in it
+  raises `Sidewinder.Error` behind the items before it.
+
+  Other options: `:target`, `:kwargs`, `:timeout` for the function to return its generator, `:batch`,
+  `:binary`, `:key` and `:trace`. See `:py_stream`.
+
+      iex> Sidewinder.stream(:itertools, :count, [1, 2]) |> Stream.map(&(&1 * &1)) |> Enum.take(4)
+      [1, 9, 25, 49]
+      iex> Sidewinder.stream(:shop, :counted, [3]) |> Enum.to_list()
+      ** (Sidewinder.Error) LookupError: no more
+  """
+  @spec stream(name(), name(), [term()], keyword()) :: Enumerable.t()
+  def stream(module, function, args \\ [], options \\ [])
+      when is_name(module) and is_name(function) and is_list(args) and is_list(options) do
+    known!(options, [:demand, :batch, :kwargs, :timeout, :binary, :key, :trace])
+
+    Stream.resource(
+      fn -> start_stream(module, function, args, Keyword.put_new(options, :demand, 100)) end,
+      fn stream ->
+        case result(:py_stream.next(stream)) do
+          {:ok, item} -> {[item], stream}
+          :done -> {:halt, stream}
+          {:error, error} -> raise error
+        end
+      end,
+      &:py_stream.cancel/1
+    )
+  end
+
+  defp start_stream(module, function, args, options) do
+    case Keyword.fetch(options, :target) do
+      {:ok, target} -> :py.stream_start(target, module, function, args, map(options))
+      :error -> :py.stream_start(module, function, args, map(options))
+    end
+    |> result()
+    |> bang()
+  end
+
+  @doc """
   Makes a function callable from Python, as `erlang.call(name, …)`: with as many arguments as it has.
 
       iex> Sidewinder.register(:shout, fn text, mark -> String.upcase(text) <> mark end)

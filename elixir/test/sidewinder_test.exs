@@ -140,8 +140,47 @@ defmodule SidewinderTest do
     assert Sidewinder.eval!("shared + 1", [], target: context) == 3
   end
 
+  test "a stream's generator is closed when no more is taken" do
+    log = Sidewinder.call!(:shop, :new_log)
+    items = Sidewinder.stream(:shop, :noted, [log], demand: 1)
+    assert Enum.take(items, 2) == [0, 1]
+    assert Process.info(self(), :message_queue_len) == {:message_queue_len, 0}
+    assert eventually(fn -> Sidewinder.call!(:shop, :noted_in, [log]) == ["closed"] end)
+    assert Enum.take(items, 1) == [0]
+  end
+
+  test "a stream has the items before an exception" do
+    parent = self()
+
+    assert_raise Error, "LookupError: no more", fn ->
+      Sidewinder.stream(:shop, :counted, [3]) |> Enum.each(&send(parent, {:item, &1}))
+    end
+
+    for n <- 0..2, do: assert_received({:item, ^n})
+  end
+
+  test "a stream of a function that is not there raises when it is run" do
+    stream = Sidewinder.stream(:shop, :no_such)
+    assert_raise Error, ~r/AttributeError/, fn -> Enum.to_list(stream) end
+  end
+
+  test "a long stream comes whole, on a named node too, and leaves nothing behind" do
+    {:ok, node} = :py_node.default(30_000)
+    items = Sidewinder.stream(:builtins, :range, [5_000], target: node, batch: 64)
+    assert Enum.sum(items) == div(4999 * 5000, 2)
+    assert Process.info(self(), :message_queue_len) == {:message_queue_len, 0}
+  end
+
   test "arrays are used as they are" do
     array = :py_data.from_list(:int16, [[1, 2], [3, 4]])
     assert Sidewinder.call!(:operator, :getitem, [array, 2]) == [2, 2]
+  end
+
+  defp eventually(condition, tries \\ 500) do
+    cond do
+      condition.() -> true
+      tries == 0 -> false
+      true -> Process.sleep(10) && eventually(condition, tries - 1)
+    end
   end
 end

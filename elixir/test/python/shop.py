@@ -28,3 +28,24 @@ def counted(limit: int) -> Iterator[int]:
     for number in range(limit):
         yield number
     raise LookupError("no more")
+
+
+LOGS: dict[int, list[str]] = {}
+
+
+def new_log() -> int:
+    number = len(LOGS)
+    LOGS[number] = []
+    return number
+
+
+def noted(log: int) -> Iterator[int]:
+    try:
+        for number in range(1000):
+            yield number
+    finally:
+        LOGS[log].append("closed")
+
+
+def noted_in(log: int) -> list[str]:
+    return LOGS[log]
