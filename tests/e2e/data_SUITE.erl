@@ -27,12 +27,10 @@ init_per_suite(Config0) ->
     Venv = filename:join(sw_e2e:root(), "build/data-venv"),
     case sw_e2e:run(filename:join(sw_e2e:root(), "tests/run/venv"), ["data"], []) of
         {0, _, _} -> started([{venv, Venv} | sw_e2e:setup(Config0)]);
-        {1, _, Errors} -> without(binary:match(Errors, <<"No matching distribution found">>), Errors)
+        %% An interpreter that the registry has no wheels for, and nothing else, is a reason to skip this.
+        {77, _, Errors} -> {skip, {no_wheel_for_this_python, Errors}};
+        {_, _, Errors} -> error({no_environment, Errors})
     end.
-
-%% An interpreter that the registry has no wheels for, and nothing else, is a reason to skip this.
-without(nomatch, Errors) -> error({no_environment, Errors});
-without(_, Errors) -> {skip, {no_wheel_for_this_python, Errors}}.
 
 started(Config) ->
     Context = sw_e2e:context(Config),
