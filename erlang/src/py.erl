@@ -401,11 +401,15 @@ stream_start(Target, M, F, Args, Options)
 
 -spec stream_on(destination(), name(), name(), [term()], py_stream:all_options()) ->
     {ok, [term()]} | {error, py_stream:reason()}.
+stream_on(Target, _, _, _, _) when not is_atom(Target) ->
+    {error, {bad_target, Target}};
 stream_on(Target, M, F, Args, Options) ->
     py_stream:all(caller(Target), caster(Target), M, F, Args, Options).
 
 -spec start_stream(destination(), name(), name(), [term()], py_stream:options()) ->
     {ok, py_stream:stream()} | {error, py_stream:reason()}.
+start_stream(Target, _, _, _, _) when not is_atom(Target) ->
+    {error, {bad_target, Target}};
 start_stream(Target, M, F, Args, Options) ->
     ok = check_options(Options, [kwargs, timeout, binary, key, trace, demand, owner, batch]),
     py_stream:start(caller(Target), caster(Target), M, F, Args, Options).

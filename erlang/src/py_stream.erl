@@ -352,8 +352,6 @@ start(Call, Cast, M, F, Args, Options) ->
         {ok, Pid} when is_pid(Pid) ->
             ok = py_stream_server:watch(Pid, Ref, Owner),
             {ok, #stream{ref = Ref, pid = Pid, owner = Owner, demand = Demand}};
-        {ok, overloaded} ->
-            {error, overloaded};
         {error, timeout} ->
             _ = Cast(?MODULE_THERE, forget, [Owner, Ref]),
             {error, timeout};

@@ -21,6 +21,7 @@ import inspect
 import logging
 import threading
 import time
+import types
 from collections import deque
 from typing import Any
 
@@ -33,6 +34,8 @@ MAX_STREAMS = 10_000  # of the node, those that are being closed included
 MAX_OWNED = 1_000  # of one owner
 MAX_THREADS = 64  # that step synchronous generators
 IDLE_SECONDS = 5.0  # after which such a thread ends
+SPARE_PORTS = 8  # processes made ahead
+KEEPER_SECONDS = 0.002  # until a new stream's owner is monitored
 MAX_BATCH = 10_000  # items of a message
 MAX_INPUTS = 1_000  # values sent and errors thrown that wait for their turn
 MESSAGE_BYTES = 32_768  # after which a message is full; over 64 KB it would travel in fragments
@@ -111,7 +114,7 @@ def start(
         raise Refused(_OVERLOADED)
     try:
         source = target(*args, **names)
-        if inspect.isawaitable(source):
+        if not isinstance(source, types.GeneratorType) and inspect.isawaitable(source):
             return _start_later(source, owner, ref, demand, batch, place)
         return _make(source, owner, ref, demand, batch, place).start()
     except BaseException:
@@ -195,34 +198,22 @@ class _Stream:
         self._monitor: Ref | None = None
 
     def start(self) -> Pid:
-        native = _backend.native
+        port = _ports.take()
+        self._pid = port.pid
         _by_ref[self._owner, self._ref] = self
-        try:
-            pid: Pid = native.spawn_process(self._deliver, self._stopped, None, self._begin)
-        except RuntimeError as error:
-            del _by_ref[self._owner, self._ref]
-            raise RuntimeError(f"no stream can be made here: {error}") from error
-        with self._lock:
-            self._pid = pid
-            over = self._over
-        if over:
-            native.exit_process(pid, _NORMAL)
-        return pid
+        port.attach(self)
+        _ports.look_after(self)
+        self._begin()
+        return self._pid
 
-    # the process, on the loop
+    def watch(self) -> None:
+        """Cancels it when its owner ends; the keeper does this, as it waits for the reactor."""
+        if self._pid is not None and not self._over:
+            self._monitor = _backend.native.monitor(self._pid, self._owner)
 
-    def _begin(self, pid: Pid) -> None:
-        self._pid = pid
-        try:
-            self._monitor = _backend.native.monitor(pid, self._owner)
-        except Exception as error:
-            _log.warning("a stream's owner cannot be watched: %s", error)
-            self.cancel()
+    # messages to the process, on the loop
 
-    def _stopped(self, reason: Any) -> None:
-        self.cancel()
-
-    def _deliver(self, messages: list[Any]) -> None:
+    def deliver(self, messages: list[Any]) -> None:
         for message in messages:
             if message == "cancel":
                 self.cancel()
@@ -237,7 +228,7 @@ class _Stream:
             self._put(("send", rest[0]))
         elif verb == "throw" and len(rest) == 2 and all(isinstance(x, (str, bytes)) for x in rest):
             self._put(("throw", *rest))
-        elif verb == "DOWN" and rest and rest[0] == self._monitor:
+        elif verb == "DOWN" and len(rest) == 4 and rest[2] == self._owner:
             self.cancel()
         else:
             return False
@@ -313,7 +304,7 @@ class _Stream:
                 self._send_items()
             elif not self._armed:
                 self._armed = True
-                self._loop.call_soon_threadsafe(self._flush)
+                self._loop.call_soon_threadsafe(self._loop.call_later, LINGER_SECONDS, self._flush)
 
     def _flush(self) -> None:
         with self._lock:
@@ -375,6 +366,10 @@ class _Stream:
         self._source = None
         self._place.give_back()
 
+    def _begin(self) -> None:
+        """There may be work from now on."""
+        raise NotImplementedError
+
     def _kick(self) -> None:
         """There is work."""
         raise NotImplementedError
@@ -382,6 +377,82 @@ class _Stream:
     def _abandon(self) -> None:
         """It has ended, and the generator is to be closed as soon as it can be."""
         raise NotImplementedError
+
+
+class _Port:
+    """A process of the node that is, or will be, a stream's."""
+
+    def __init__(self) -> None:
+        self._stream: _Stream | None = None
+        self.alive = True
+        try:
+            self.pid: Pid = _backend.native.spawn_process(self._deliver, self._stopped)
+        except RuntimeError as error:
+            raise RuntimeError(f"no stream can be made here: {error}") from error
+
+    def attach(self, stream: _Stream) -> None:
+        self._stream = stream
+        if not self.alive:
+            stream.cancel()
+
+    def _deliver(self, messages: list[Any]) -> None:
+        if self._stream is not None:
+            self._stream.deliver(messages)
+
+    def _stopped(self, reason: Any) -> None:
+        self.alive = False
+        if self._stream is not None:
+            self._stream.cancel()
+
+
+class _Ports:
+    """A few processes ahead, so that a start need not wait for the reactor; a thread sees to that and to monitors."""
+
+    def __init__(self) -> None:
+        self._spare: deque[_Port] = deque()
+        self._unwatched: deque[_Stream] = deque()
+        self._wanted = threading.Event()
+        self._lock = threading.Lock()
+        self._keeper: threading.Thread | None = None
+
+    def take(self) -> _Port:
+        while self._spare:
+            try:
+                port = self._spare.popleft()
+            except IndexError:
+                break
+            if port.alive:
+                return port
+        return _Port()
+
+    def look_after(self, stream: _Stream) -> None:
+        self._unwatched.append(stream)
+        self._wanted.set()
+        if self._keeper is None:
+            with self._lock:
+                if self._keeper is None:
+                    self._keeper = threading.Thread(target=self._keep, name="streams", daemon=True)
+                    self._keeper.start()
+
+    def _keep(self) -> None:
+        while self._wanted.wait():
+            time.sleep(KEEPER_SECONDS)  # what it has to do is in nobody's way then
+            self._wanted.clear()
+            while self._unwatched:
+                stream = self._unwatched.popleft()
+                try:
+                    stream.watch()
+                except Exception as error:
+                    _log.warning("a stream's owner cannot be watched: %s", error)
+                    stream.cancel()
+            try:
+                while len(self._spare) < SPARE_PORTS:
+                    self._spare.append(_Port())
+            except Exception as error:
+                _log.debug("no processes ahead for streams: %s", error)
+
+
+_ports = _Ports()
 
 
 def _failure(error: BaseException) -> Event:
@@ -438,9 +509,11 @@ class _Asynchronous(_Stream):
     _wake: asyncio.Future[None] | None = None
     _leaving = False  # its task has been cancelled, or closes the generator
 
-    def _begin(self, pid: Pid) -> None:
+    def _begin(self) -> None:
+        self._loop.call_soon_threadsafe(self._begin_task)
+
+    def _begin_task(self) -> None:
         self._task = self._loop.create_task(self._run(), context=self._context)
-        super()._begin(pid)
 
     def _kick(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -524,11 +597,9 @@ class _Threaded(_Stream):
     _running = False  # or about to; under the lock
     _thread: _Thread | None = None
 
-    def start(self) -> Pid:
-        pid = super().start()
+    def _begin(self) -> None:
         if self._work:
             self._kick()
-        return pid
 
     def _kick(self) -> None:
         with self._lock:

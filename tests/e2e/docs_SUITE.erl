@@ -19,6 +19,8 @@ all() ->
      the_event_loop_of_the_erlang_page_comes_to_what_it_says,
      the_erlang_of_the_pools_page_comes_to_what_it_says,
      the_erlang_of_the_web_page_comes_to_what_it_says,
+     the_erlang_of_the_streams_page_comes_to_what_it_says,
+     the_elixir_of_the_streams_page_comes_to_what_it_says,
      the_erlang_of_the_objects_page_comes_to_what_it_says,
      the_erlang_of_the_contexts_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
@@ -104,6 +106,12 @@ the_erlang_of_the_contexts_page_comes_to_what_it_says(Config) ->
     Node = #{name := Name} = sw_e2e:start_node(Context),
     ok = erlang_steps(Context, Name, blocks("docs/contexts.md", "erlang"), 15, [{'Node', Name}, {'Directory', Directory}]),
     ok = sw_e2e:stop_node(Node).
+
+the_erlang_of_the_streams_page_comes_to_what_it_says(Config) ->
+    erlang_of_a_page(Config, "docs/streams.md", ["feed", "prices"], 15).
+
+the_elixir_of_the_streams_page_comes_to_what_it_says(Config) ->
+    elixir_of_a_page(Config, "docs/streams.md", ["feed", "prices"], 4).
 
 the_erlang_of_the_pools_page_comes_to_what_it_says(Config) ->
     Context = sw_e2e:context(Config),

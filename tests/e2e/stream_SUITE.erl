@@ -31,6 +31,13 @@ all() ->
      streams_are_bounded_for_an_owner_and_leave_nothing,
      nonsense_sent_to_a_stream_hurts_nobody,
      the_allow_list_counts_for_streams,
+     python_iterates_over_a_producer_of_any_kind,
+     python_iterates_over_what_a_registered_function_produces,
+     a_producer_makes_no_more_than_was_asked_for,
+     a_producer_ends_when_python_leaves_the_loop,
+     what_ends_a_producer_is_raised_after_its_items,
+     a_producer_has_one_consumer,
+     a_cancelled_call_ends_its_producer,
      many_items_pass_in_flat_memory].
 
 init_per_suite(Config0) ->
@@ -387,7 +394,7 @@ streams_are_bounded_for_an_owner_and_leave_nothing(Config) ->
 nonsense_sent_to_a_stream_hurts_nobody(Config) ->
     run(Config, fun(_) ->
         {ok, Stream} = py:stream_start(streaming, count, [3]),
-        _ = [py_stream:pid(Stream) ! Junk || Junk <- [nonsense, {ask, -1}, {ask, x}, {ask}, {throw, 1, 2}, [], #{}, {'DOWN', make_ref(), process, self(), x}]],
+        _ = [py_stream:pid(Stream) ! Junk || Junk <- [nonsense, {ask, -1}, {ask, x}, {ask}, {throw, 1, 2}, [], #{}, {'DOWN', make_ref(), process, spawn(fun() -> ok end), x}]],
         ?assertEqual([{ok, 0}, {ok, 1}, {ok, 2}, done], [py_stream:next(Stream) || _ <- lists:seq(1, 4)]),
         {ok, Flooded} = py:stream_start(streaming, blocked, [flood], #{demand => 2}),
         {ok, <<"first">>} = py_stream:next(Flooded),
@@ -413,6 +420,100 @@ the_allow_list_counts_for_streams(Config) ->
         ?assertEqual({error, {not_allowed, {<<"decimal">>, <<"DivisionByZero">>}}}, py_stream:next(Stream))
     end),
     ok = sw_e2e:stop_node(Node).
+
+%% --- producers --------------------------------------------------------------------------------------
+
+python_iterates_over_a_producer_of_any_kind(Config) ->
+    run(Config, fun(_) ->
+        Unfold = {fun(From, N) when From + N < 1000 -> {lists:seq(From, From + N - 1), From + N};
+                     (From, _) -> {done, lists:seq(From, 999)} end, 0},
+        [begin
+            {ok, Pid} = py_stream:producer(Source),
+            ?assertEqual({ok, lists:seq(0, 999)}, py:call(streaming, F, [Pid, []]))
+         end || F <- [drain, adrain], Source <- [lists:seq(0, 999), numbers(0, 1000), Unfold]],
+        {ok, Empty} = py_stream:producer([]),
+        ?assertEqual({ok, []}, py:call(streaming, drain, [Empty, []])),
+        {ok, Named} = py_stream:producer([a, b]),
+        true = register(a_producer, Named),
+        ?assertEqual({ok, [a, b]}, py:call(streaming, adrain, [{a_producer, node()}, []]))
+    end).
+
+numbers(From, To) ->
+    fun() when From < To -> {From, numbers(From + 1, To)};
+       () -> done
+    end.
+
+python_iterates_over_what_a_registered_function_produces(Config) ->
+    run(Config, fun(_) ->
+        ok = py:register_function(numbers, fun([N]) -> py_stream:producer(numbers(0, N)) end),
+        ?assertEqual({ok, lists:seq(0, 99)}, py:call(streaming, drain, [<<"numbers">>, [100]])),
+        ?assertEqual({ok, lists:seq(0, 99)}, py:call(streaming, adrain, [<<"numbers">>, [100]])),
+        ?assertMatch({error, {python, <<"erlang.exceptions.UnknownFunction">>, _, _}},
+                     py:call(streaming, adrain, [<<"no_numbers">>, []])),
+        ?assertMatch({error, {python, <<"TypeError">>, _, _}}, py:call(streaming, drain, [<<"where">>, []]))
+    end).
+
+%% A producer that tells how far it is.
+telling(Tell) ->
+    Next = fun Next(N) -> fun() -> Tell ! {made, N}, {N, Next(N + 1)} end end,
+    {ok, Pid} = py_stream:producer(Next(0)),
+    {Pid, monitor(process, Pid)}.
+
+a_producer_makes_no_more_than_was_asked_for(Config) ->
+    run(Config, fun(_) ->
+        {Pid, Monitor} = telling(self()),
+        Call = py:spawn_call(streaming, first, [Pid, 2, 0.1]),
+        [receive {made, N} -> ok end || N <- [0, 1, 2, 3]],
+        receive {made, N} -> error({made, N}) after 30 -> ok end,
+        ?assertEqual({ok, [0, 1]}, py:await(Call)),
+        receive {'DOWN', Monitor, process, _, normal} -> ok end
+    end).
+
+a_producer_ends_when_python_leaves_the_loop(Config) ->
+    run(Config, fun(_) ->
+        [begin
+            {Pid, Monitor} = telling(self()),
+            ?assertEqual({ok, [0, 1, 2]}, py:call(streaming, F, [Pid, 3])),
+            receive {'DOWN', Monitor, process, _, normal} -> ok end
+         end || F <- [first, afirst]]
+    end).
+
+what_ends_a_producer_is_raised_after_its_items(Config) ->
+    run(Config, fun(_) ->
+        {ok, Raising} = py_stream:producer(fun() -> {1, fun() -> error(no_more) end} end),
+        ?assertEqual({ok, {[1], <<"ErlangError">>, error, no_more}}, py:call(streaming, until_error, [Raising])),
+        {ok, Killed} = py_stream:producer(fun() -> {1, fun() -> exit(self(), kill), timer:sleep(infinity) end} end),
+        ?assertEqual({ok, {[1], <<"ErlangError">>, exit, killed}}, py:call(streaming, until_error, [Killed])),
+        Nobody = spawn(fun() -> ok end),
+        ?assertEqual({ok, {[], <<"ErlangError">>, exit, noproc}}, py:call(streaming, until_error, [Nobody])),
+        {ok, Slow} = py_stream:producer(fun() -> timer:sleep(infinity) end),
+        ?assertEqual({ok, <<"late">>}, py:call(streaming, waits, [Slow])),
+        exit(Slow, kill)
+    end).
+
+a_producer_has_one_consumer(Config) ->
+    run(Config, fun(_) ->
+        {Pid, Monitor} = telling(self()),
+        Call = py:spawn_call(streaming, first, [Pid, 2, 0.2]),
+        receive {made, 0} -> ok end,
+        ?assertEqual({ok, {[], <<"ErlangError">>, exit, busy}}, py:call(streaming, until_error, [Pid])),
+        ?assertEqual({ok, [0, 1]}, py:await(Call)),
+        receive {'DOWN', Monitor, process, _, normal} -> ok end
+    end).
+
+a_cancelled_call_ends_its_producer(Config) ->
+    run(Config, fun(Node) ->
+        [begin
+            Pid = spawn(fun() -> receive {'$py_stream', {From, _}, _} -> wait_for(From) end end),
+            Monitor = monitor(process, Pid),
+            ?assertEqual({error, timeout}, py:call(Node, streaming, F, [Pid, []], #{timeout => 100})),
+            receive {'DOWN', Monitor, process, _, consumer_gone} -> ok end
+         end || F <- [drain, adrain]]
+    end).
+
+wait_for(Pid) ->
+    Monitor = monitor(process, Pid),
+    receive {'DOWN', Monitor, process, _, _} -> exit(consumer_gone) end.
 
 last(Stream) ->
     case py_stream:next(Stream, 10000) of

@@ -188,3 +188,53 @@ def streams():
 def rss():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+
+def drain(source, args, demand=4):
+    return list(erlang.stream(source, *args, demand=demand))
+
+
+async def adrain(source, args, demand=4):
+    return [item async for item in erlang.stream(source, *args, demand=demand)]
+
+
+def first(source, count, pause=0.0):
+    """The first so many items, and what is heard of the rest: nothing."""
+    items = []
+    for item in erlang.stream(source, demand=4):
+        items.append(item)
+        time.sleep(pause)
+        if len(items) == count:
+            break
+    return items
+
+
+async def afirst(source, count):
+    items = []
+    async for item in erlang.stream(source, demand=4):
+        items.append(item)
+        if len(items) == count:
+            break
+    return items
+
+
+def until_error(source):
+    items = []
+    try:
+        for item in erlang.stream(source, demand=4):
+            items.append(item)
+    except erlang.ErlangError as error:
+        return items, type(error).__name__, error.kind, error.reason
+    return items
+
+
+def waits(source):
+    try:
+        with erlang.stream(source, timeout=0.05) as items:
+            return next(items)
+    except TimeoutError:
+        return "late"
+
+
+def wait_for_item(source):
+    return next(erlang.stream(source))
