@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import erlang
 import pytest
+
+import erlang
 from erlang.terms import Atom, Pid
 from erlang.testing import FakePeer, FakeProcess
 
