@@ -316,12 +316,9 @@ def _decoded(value: Any) -> Any:
 
 
 def _encoded(value: Any) -> Any:
-    # Whoever has an array or a table has imported the module that it is of.
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray):
+    if _is_a(value, "numpy", "ndarray"):
         return _array_or_list(value)
-    pyarrow: Any = sys.modules.get("pyarrow")
-    if pyarrow is not None and isinstance(value, (pyarrow.Table, pyarrow.RecordBatch)):
+    if _is_a(value, "pyarrow", "Table", "RecordBatch"):
         return from_arrow(value)
     return value
 
@@ -335,7 +332,15 @@ def _array_or_list(array: Any) -> Any:
 
 
 def _imported(name: str) -> Any:
-    return sys.modules.get(name) or importlib.import_module(name)
+    return importlib.import_module(name)  # which waits for another thread that is about it
+
+
+def _is_a(value: Any, module: str, *names: str) -> bool:
+    """Whether it is of one of these classes; who has such a value has imported the module that it is of."""
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return False
+    return any(isinstance(value, getattr(loaded, name, ())) for name in names)
 
 
 def _tagged(term: Any, tag: str, size: int) -> bool:

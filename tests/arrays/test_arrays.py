@@ -374,6 +374,31 @@ def test_registering_imports_neither_package() -> None:
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
+def test_the_first_arrays_may_come_to_many_threads_at_once() -> None:
+    """A module that another thread is still importing is in sys.modules already."""
+    script = f"""
+import sys, threading
+sys.path[:0] = {sys.path!r}
+import erlang.data
+from erlang import Atom
+term = (Atom("py_array"), "<f8", [1], bytes(8))
+same = erlang.data.arrays(lambda value: [value, 1])
+start, good = threading.Barrier(8), []
+def run():
+    start.wait()
+    for _ in range(2000):
+        same(1)
+    good.append(same(term)[0][2])
+threads = [threading.Thread(target=run) for _ in range(4)]
+threads += [threading.Thread(target=lambda: (start.wait(), good.append(same(term)[0][2]))) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(good)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == f"{[[1]] * 8}\n", done.stderr
+
+
 def test_a_decorated_function_gets_arrays_and_returns_them() -> None:
     @erlang.data.arrays
     def both(values: Any, plain: Any, *, frame: Any, inside: Any) -> Any:
