@@ -10,6 +10,7 @@ are first needed. What a peer sends is looked at before numpy or pyarrow see it,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -17,7 +18,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any, Final, Optional, TypeVar, Union
 
 from erlang._encoders import plain_numbers, register_late
@@ -265,8 +266,27 @@ def arrays(function: F) -> F:
     """Decorates a function that is called from Erlang: it gets arrays and tables, and may return them.
 
     Terms that are arguments become what they stand for, and so do those in an argument that is a list, a tuple or a
-    dict. What the function returns goes back in the same way, as deep. A coroutine function stays one.
+    dict. What the function returns goes back in the same way, as deep. A coroutine function stays one, and so does a
+    generator, plain or asynchronous, for the items that it yields and the values that it is sent.
     """
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        def yielded_later(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _arguments(args, kwargs)
+            return _async_items(function(*args, **kwargs))
+
+        return yielded_later  # type: ignore[return-value]
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def yielded(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _arguments(args, kwargs)
+            return _items(function(*args, **kwargs))
+
+        return yielded  # type: ignore[return-value]
+
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -282,6 +302,37 @@ def arrays(function: F) -> F:
         return _each(_encoded, function(*args, **kwargs))
 
     return called  # type: ignore[return-value]
+
+
+def _items(source: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """The generator with its items as terms. What it is sent and what is thrown into it goes to `source`."""
+    with contextlib.closing(source):
+        try:
+            item = next(source)
+            while True:
+                try:
+                    sent = yield _each(_encoded, item)
+                except Exception as error:
+                    item = source.throw(error)
+                else:
+                    item = source.send(_each(_decoded, sent))
+        except StopIteration as stop:
+            return _each(_encoded, stop.value)
+
+
+async def _async_items(source: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+    async with contextlib.aclosing(source):
+        try:
+            item = await anext(source)
+            while True:
+                try:
+                    sent = yield _each(_encoded, item)
+                except Exception as error:
+                    item = await source.athrow(error)
+                else:
+                    item = await source.asend(_each(_decoded, sent))
+        except StopAsyncIteration:
+            return
 
 
 def _arguments(

@@ -429,6 +429,69 @@ def test_a_decorated_coroutine_function_stays_one() -> None:
     assert to_array(asyncio.run(double(from_array([1, 2])))).tolist() == [2, 4]
 
 
+def test_a_decorated_generator_yields_terms_and_is_sent_arrays() -> None:
+    ended = []
+
+    @erlang.data.arrays
+    def sums(start: Any) -> Any:
+        total = start.sum()
+        try:
+            while True:
+                try:
+                    total += (yield numpy.array([total])).sum()
+                except LookupError:
+                    yield "thrown"
+        finally:
+            ended.append(True)
+
+    items = sums(over(from_array([1, 2])))
+    assert to_array(next(items)).tolist() == [3]
+    assert to_array(items.send(over(from_array([4, 5])))).tolist() == [12]
+    assert items.throw(LookupError()) == "thrown"
+    items.close()
+    assert ended == [True]
+
+
+def test_a_decorated_generator_ends_as_it_does() -> None:
+    @erlang.data.arrays
+    def two() -> Any:
+        yield numpy.zeros(1)
+        yield {"x": numpy.ones(2)}
+        return numpy.zeros(3)
+
+    items = two()
+    assert to_array(next(items)).shape == (1,)
+    assert to_array(next(items)["x"]).shape == (2,)
+    with pytest.raises(StopIteration) as stop:
+        next(items)
+    assert to_array(stop.value.value).shape == (3,)
+
+
+def test_a_decorated_asynchronous_generator_stays_one() -> None:
+    ended = []
+
+    @erlang.data.arrays
+    async def doubled(values: Any) -> Any:
+        try:
+            while True:
+                values = (yield values * 2) + 0
+        except LookupError:
+            yield values
+        finally:
+            ended.append(True)
+
+    async def take() -> None:
+        items = doubled(from_array([1]))
+        assert to_array(await anext(items)).tolist() == [2]
+        assert to_array(await items.asend(from_array([5]))).tolist() == [10]
+        assert to_array(await items.athrow(LookupError())).tolist() == [5]
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+        assert ended == [True]
+
+    asyncio.run(take())
+
+
 def test_a_term_is_known_by_its_tag() -> None:
     assert is_data(from_array([1])) and is_data(from_arrow(table()))
     assert not is_data(("py_array", "<f8", [1], b"")) and not is_data([1])

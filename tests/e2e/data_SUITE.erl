@@ -15,6 +15,7 @@ all() ->
      a_plain_binary_and_a_tuple_for_a_shape_are_understood,
      a_coroutine_function_gets_an_array,
      rows_of_an_array_from_python_are_parts_of_its_binary,
+     generators_yield_arrays_into_streams,
      a_large_array_comes_back_identical,
      a_table_comes_back_and_is_read,
      arrays_that_are_wrong_are_errors_and_hurt_nobody,
@@ -115,6 +116,15 @@ rows_of_an_array_from_python_are_parts_of_its_binary(Config) ->
         Row = py_data:binary(py_data:row(Array, 17)),
         ?assertEqual({80, Whole}, {byte_size(Row), binary:referenced_byte_size(Row)}),
         ?assertEqual(Row, binary:part(py_data:binary(Array), 17 * 80, 80))
+    end).
+
+generators_yield_arrays_into_streams(Config) ->
+    on(Config, fun() ->
+        Array = py_data:from_list(float32, [[1, 2], [3, 4]]),
+        [begin
+             {ok, Rows} = py:stream(arrays, Generator, [Array]),
+             ?assertEqual([[1.0, 2.0], [3.0, 4.0]], [py_data:to_list(Row) || Row <- Rows])
+         end || Generator <- [rows, rows_later]]
     end).
 
 a_large_array_comes_back_identical(Config) ->

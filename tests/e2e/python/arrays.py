@@ -39,6 +39,17 @@ def rows_of(frame: Any) -> Any:
     return frame.to_pylist()
 
 
+@erlang.data.arrays
+def rows(values: Any) -> Any:
+    yield from values
+
+
+@erlang.data.arrays
+async def rows_later(values: Any) -> Any:
+    for row in values:
+        yield row
+
+
 def register() -> None:
     erlang.data.register()
 
