@@ -26,7 +26,6 @@ void free_pending(PyObject* capsule) {
 }  // namespace
 
 PyMethodDef AsyncLoop::kDone{"sidewinder_done", &AsyncLoop::on_done, METH_O, nullptr};
-PyMethodDef AsyncLoop::kFlush{"sidewinder_flush", &AsyncLoop::on_flush, METH_NOARGS, nullptr};
 
 void AsyncLoop::start() {
   std::unique_lock lock(mutex_);
@@ -60,6 +59,10 @@ void AsyncLoop::push(Item item) {
 }
 
 void AsyncLoop::drop(Item& item) {
+  if (item.what == Item::What::kRun) {
+    if (item.call) --tasks_;
+    return;
+  }
   if (item.coroutine == nullptr) return;
   const py::Ref coroutine = py::Ref::steal(std::exchange(item.coroutine, nullptr));
   py::Ref closed = py::Ref::steal(PyObject_CallMethod(coroutine.get(), "close", nullptr));
@@ -71,6 +74,11 @@ void AsyncLoop::start_task(const CallPtr& call, py::Ref coroutine) {
   ++tasks_;
   if (is_loop_thread()) return begin(call, std::move(coroutine));
   push({Item::What::kStart, call, coroutine.release(), {}});
+}
+
+void AsyncLoop::hand_over(CallPtr call) {
+  ++tasks_;
+  push({Item::What::kRun, std::move(call), nullptr, {}});
 }
 
 void AsyncLoop::cancel(const CallPtr& call) { push({Item::What::kCancel, call, nullptr, {}}); }
@@ -96,14 +104,12 @@ void AsyncLoop::run() {
     loop_ = loop.get();
     py::check(PyObject_CallMethod(asyncio.get(), "set_event_loop", "O", loop_));
     create_task_ = py::attribute(loop_, "create_task");
-    call_soon_ = py::attribute(loop_, "call_soon");
     capsule_ = py::check(PyCapsule_New(this, kLoopCapsule, nullptr));
-    flush_callback_ = py::check(PyCFunction_New(&kFlush, capsule_.get()));
-    loop::Loop* native = loop::loop_of(loop_);
-    if (native == nullptr) py::throw_fetched();
+    native_ = loop::loop_of(loop_);
+    if (native_ == nullptr) py::throw_fetched();
     {
       const std::lock_guard lock(mutex_);
-      loop_inbox_ = native->share_inbox();
+      loop_inbox_ = native_->share_inbox();
     }
     report(State::kRunning, {});
     py::Ref ended = py::Ref::steal(PyObject_CallMethod(loop_, "run_forever", nullptr));
@@ -125,9 +131,8 @@ void AsyncLoop::run() {
       spdlog::warn("the asyncio loop ended with {}: {}", told.type, told.message);
   }
   create_task_.reset();
-  call_soon_.reset();
-  flush_callback_.reset();
   capsule_.reset();
+  native_ = nullptr;
   loop_ = nullptr;
   std::vector<Item> left;
   {
@@ -156,14 +161,12 @@ void AsyncLoop::end_tasks(PyObject* asyncio) {
   py::check(PyObject_CallMethod(loop_, "run_until_complete", "O", waiting.get()));
 }
 
-PyObject* AsyncLoop::on_flush(PyObject* self, PyObject*) {
+int AsyncLoop::on_flush(loop::Loop&, PyObject* self) {
   auto* loop = static_cast<AsyncLoop*>(PyCapsule_GetPointer(self, kLoopCapsule));
   loop->flush_scheduled_ = false;
-  {
-    const py::GilRelease released;
-    loop->hooks_.flush();
-  }
-  Py_RETURN_NONE;  // under the GIL again: it counts a reference
+  const py::GilRelease released;
+  loop->hooks_.flush();
+  return 0;
 }
 
 PyObject* AsyncLoop::on_done(PyObject* self, PyObject* task) {
@@ -182,6 +185,11 @@ void AsyncLoop::drain() {
     switch (item.what) {
       case Item::What::kStart:
         begin(item.call, py::Ref::steal(item.coroutine));
+        break;
+      case Item::What::kRun:
+        hooks_.run(item.call);
+        --tasks_;  // those it has become count themselves
+        flush_soon();
         break;
       case Item::What::kCancel:
         if (item.call->task != nullptr) {
@@ -268,15 +276,10 @@ void AsyncLoop::task_done(Call& call, PyObject* task) {
   flush_soon();
 }
 
-// Answers of one turn of the loop leave together, at the beginning of the next.
+// Answers of one turn of the loop leave together, at its end.
 void AsyncLoop::flush_soon() {
-  if (flush_scheduled_ || !call_soon_) return;
-  py::Ref ignored = py::Ref::steal(PyObject_CallOneArg(call_soon_.get(), flush_callback_.get()));
-  if (!ignored) {
-    PyErr_Clear();
-    return;
-  }
-  flush_scheduled_ = true;
+  if (std::exchange(flush_scheduled_, true)) return;
+  native_->at_end_of_turn(&on_flush, py::Ref::borrow(capsule_.get()).release());
 }
 
 }  // namespace bridge

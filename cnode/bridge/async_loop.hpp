@@ -1,10 +1,10 @@
 // AsyncLoop: the thread with the asyncio loop, where coroutines of all calls run.
 //
-//   workers (coroutines), reactor (cancellations) ── inbox ──▶ the loop's inbox ──▶ tasks
-//   ──▶ Invoker::finish
+//   workers (coroutines), reactor (calls of known coroutine functions, cancellations)
+//   ── inbox ──▶ the loop's inbox ──▶ tasks ──▶ Invoker::finish
 //
-// Never held up by workers: when all of them are busy it takes the calls of coroutine functions out
-// of their queue itself.
+// Never held up by workers: calls of functions that are known to be coroutine functions come here
+// straight, and when all workers are busy it takes the others out of their queue itself.
 #pragma once
 
 #include <condition_variable>
@@ -18,6 +18,10 @@
 #include "cnode/loop/inbox.hpp"
 #include "cnode/py/ref.hpp"
 
+namespace loop {
+class Loop;
+}
+
 namespace bridge {
 
 class AsyncLoop {
@@ -25,6 +29,7 @@ class AsyncLoop {
   struct Hooks {
     std::function<void(const Call&, PyObject* value, PyObject* exception)> finish;  // under the GIL
     std::function<void()> look_for_async;                                           // under the GIL
+    std::function<void(const CallPtr&)> run;  // under the GIL: a call that was handed over
     std::function<void()> flush;  // without the GIL
     // Under the GIL: for whom the call's coroutine works, and the context variable that says so.
     std::function<py::Ref(Call&)> served;
@@ -44,17 +49,19 @@ class AsyncLoop {
   void stop();   // without the GIL; cancels what still runs
 
   void start_task(const CallPtr& call, py::Ref coroutine);  // under the GIL
+  void hand_over(CallPtr call);                             // any thread: runs it here
   void cancel(const CallPtr& call);                         // any thread
   void look_for_async();                                    // any thread
   void post(std::function<void()> work);  // any thread: runs it there, under the GIL
 
+  // Of calls: those that run, and those handed over that do not yet.
   std::size_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
   PyObject* loop() const { return loop_; }  // borrowed; under the GIL
   bool is_loop_thread() const { return std::this_thread::get_id() == thread_.get_id(); }
 
  private:
   struct Item {
-    enum class What { kStart, kCancel, kLook, kWork, kStop };
+    enum class What { kStart, kRun, kCancel, kLook, kWork, kStop };
     What what = What::kLook;
     CallPtr call;
     PyObject* coroutine = nullptr;  // owned; made and taken under the GIL
@@ -72,8 +79,8 @@ class AsyncLoop {
   void flush_soon();
 
   static PyObject* on_done(PyObject* self, PyObject* task);
-  static PyObject* on_flush(PyObject* self, PyObject*);
-  static PyMethodDef kDone, kFlush;
+  static int on_flush(loop::Loop& loop, PyObject* self);
+  static PyMethodDef kDone;
 
   const Hooks hooks_;
   std::thread thread_;
@@ -87,7 +94,8 @@ class AsyncLoop {
 
   // Loop thread, under the GIL.
   PyObject* loop_ = nullptr;
-  py::Ref create_task_, call_soon_, flush_callback_, capsule_;
+  loop::Loop* native_ = nullptr;  // while it runs
+  py::Ref create_task_, capsule_;
   bool flush_scheduled_ = false;
 };
 

@@ -101,6 +101,13 @@ std::optional<etf::Buffer> own_reason(term::Codec& codec, const py::Error& error
   }
 }
 
+bool is_coroutine_function(PyObject* callable) {
+  PyObject* plain = PyMethod_Check(callable) ? PyMethod_GET_FUNCTION(callable) : callable;
+  if (!PyFunction_Check(plain)) return false;
+  const auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(plain));
+  return (code->co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE)) != 0;
+}
+
 }  // namespace
 
 py::Ref look_up(std::string_view module, std::string_view function) {
@@ -396,6 +403,7 @@ void Invoker::call_function(const CallPtr& call, const Request& request) {
   py::Ref value = py::check(
       PyObject_VectorcallDict(callable.get(), slots + 1,
                               arguments.size() | PY_VECTORCALL_ARGUMENTS_OFFSET, keywords.get()));
+  if (is_coroutine_function(callable.get())) note_async(request);
   deliver(call, std::move(value));
 }
 
@@ -572,16 +580,61 @@ bool Invoker::is_async(const CallPtr& call) noexcept {
     if (!options_.allow.allows(request->module, request->function)) return true;
     if (!modules_.contains(std::string(request->module))) return false;  // importing may take long
     py::Ref function = resolve(request->module, request->function);
-    PyObject* plain =
-        PyMethod_Check(function.get()) ? PyMethod_GET_FUNCTION(function.get()) : function.get();
-    if (!PyFunction_Check(plain)) return false;
-    const auto* code = reinterpret_cast<PyCodeObject*>(PyFunction_GET_CODE(plain));
-    return (code->co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE)) != 0;
+    return is_coroutine_function(function.get());
   } catch (const NotAllowed&) {
     return true;  // refused without a worker
   } catch (const py::Error&) {
     return false;
   }
+}
+
+std::optional<Invoker::FunctionName> Invoker::name_of(const Call& call) {
+  if (call.kind == Call::Kind::kErpc) return FunctionName{call.module, call.function};
+  if (call.kind != Call::Kind::kRequest && call.kind != Call::Kind::kBatchItem) return std::nullopt;
+  etf::Reader in(call.request);
+  auto arity = in.tuple();
+  auto verb = in.atom();
+  if (!arity || !verb || !(*verb == "call")) return std::nullopt;
+  if (call.kind == Call::Kind::kBatchItem && !in.unsigned_integer()) return std::nullopt;
+  auto module = name_text(in);
+  if (!module) return std::nullopt;
+  auto function = name_text(in);
+  if (!function) return std::nullopt;
+  return FunctionName{*module, *function};
+}
+
+std::size_t Invoker::NameHash::operator()(const FunctionName& name) const {
+  const std::hash<std::string_view> hash;
+  return hash(name.module) * 31 + hash(name.function);
+}
+
+std::size_t Invoker::NameHash::operator()(const std::pair<std::string, std::string>& name) const {
+  return (*this)(FunctionName{name.first, name.second});
+}
+
+bool Invoker::was_async(const Call& call) const {
+  if (!knows_async_.load(std::memory_order_acquire)) return false;
+  const auto name = name_of(call);
+  if (!name) return false;
+  const std::lock_guard lock(async_mutex_);
+  return async_.find(*name) != async_.end();
+}
+
+void Invoker::note_async(const Request& request) {
+  const FunctionName name{request.module, request.function};
+  const std::lock_guard lock(async_mutex_);
+  if (async_.find(name) != async_.end()) return;
+  // Peers choose these names.
+  if (async_.size() >= kMaxNames) async_.clear();
+  async_.emplace(std::string(name.module), std::string(name.function));
+  knows_async_.store(true, std::memory_order_release);
+}
+
+void Invoker::forget_async(const Call& call) {
+  const auto name = name_of(call);
+  if (!name) return;
+  const std::lock_guard lock(async_mutex_);
+  if (auto found = async_.find(*name); found != async_.end()) async_.erase(found);
 }
 
 // --- answers

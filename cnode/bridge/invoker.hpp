@@ -7,12 +7,17 @@
 // Exceptions become {python, Type, Message, Traceback} in one place, report().
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "cnode/bridge/allow_list.hpp"
@@ -53,6 +58,11 @@ class Invoker {
   void leave_trace(const py::Ref& tokens) const noexcept;
   // Whether the call's function is a coroutine function of a module already imported.
   bool is_async(const CallPtr& call) noexcept;
+  // Reactor: whether the call's function was a coroutine function when it was last called, so that
+  // it can go to the loop thread straight.
+  bool was_async(const Call& call) const;
+  // Loop thread: it is none any more.
+  void forget_async(const Call& call);
   // Loop thread: what a task came to; exactly one of the two is set.
   void finish(const Call& call, PyObject* value, PyObject* exception) noexcept;
 
@@ -69,6 +79,32 @@ class Invoker {
   };
 
   class Tracing;
+  struct FunctionName {
+    std::string_view module, function;
+  };
+  // Names of functions, looked up without making a string of them.
+  struct NameHash {
+    using is_transparent = void;
+    std::size_t operator()(const FunctionName& name) const;
+    std::size_t operator()(const std::pair<std::string, std::string>& name) const;
+  };
+  struct NameEqual {
+    using is_transparent = void;
+    template <typename Left, typename Right>
+    bool operator()(const Left& left, const Right& right) const {
+      return text(left) == text(right);
+    }
+    static std::pair<std::string_view, std::string_view> text(const FunctionName& name) {
+      return {name.module, name.function};
+    }
+    static std::pair<std::string_view, std::string_view> text(
+        const std::pair<std::string, std::string>& name) {
+      return name;
+    }
+  };
+
+  static std::optional<FunctionName> name_of(const Call& call);
+  void note_async(const Request& request);
   base::Result<Request> parse(const Call& call) const;
   void run_parsed(const CallPtr& call, const Request& request);
   void call_function(const CallPtr& call, const Request& request);
@@ -104,6 +140,9 @@ class Invoker {
   std::unordered_map<std::string, py::Ref> names_;    // interned attribute and module names
   std::unordered_map<std::string, py::Ref> modules_;  // fully imported ones
   std::unordered_map<std::string, Namespace> namespaces_;
+  mutable std::mutex async_mutex_;
+  std::unordered_set<std::pair<std::string, std::string>, NameHash, NameEqual> async_;
+  std::atomic<bool> knows_async_{false};  // spares most calls the lock where nothing is
 };
 
 }  // namespace bridge

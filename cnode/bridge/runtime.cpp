@@ -68,6 +68,12 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
       invoker_->run(call);
     }
   };
+  loop_hooks.run = [this](const CallPtr& call) {
+    call->taken = CallMetrics::Clock::now();
+    if (invoker_->is_async(call)) return invoker_->run(call);
+    invoker_->forget_async(*call);
+    pool_->push_internal(call);
+  };
   loop_hooks.flush = [this] { answers_->flush(); };
   loop_hooks.served = &mark_served;
   loop_hooks.enter_trace = [this](const Call& call) { return invoker_->enter_trace(call); };
@@ -85,6 +91,13 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
   pool_hooks.flush = [this] { answers_->flush(); };
   pool_hooks.has_unflushed = [this] { return answers_->dirty(); };
   pool_hooks.look_for_async = [this] { loop_->look_for_async(); };
+  pool_hooks.loop_takes = [this](const CallPtr& call) {
+    // A call that nobody knows by a name of its own is not counted as in flight but in the queue.
+    if (call->key.link == 0 || !invoker_->was_async(*call)) return false;
+    if (loop_->tasks() >= config_.pool.queue.items) return false;
+    loop_->hand_over(call);
+    return true;
+  };
   pool_hooks.interrupted = [](unsigned long thread) { interrupt_waiting(thread); };
   pool_hooks.interruption = [this] { return invoker_->interruption(); };
   pool_ = std::make_unique<WorkerPool>(reactor_, config_.pool, std::move(pool_hooks));

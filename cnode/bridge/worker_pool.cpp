@@ -171,6 +171,7 @@ bool WorkerPool::has_room(std::size_t bytes) const {
 }
 
 bool WorkerPool::push(CallPtr call) {
+  if (hooks_.loop_takes && hooks_.loop_takes(call)) return true;
   Worker* woken = nullptr;
   bool watch = false;
   {
@@ -191,11 +192,16 @@ bool WorkerPool::push(CallPtr call) {
 
 std::size_t WorkerPool::push_all(std::vector<CallPtr>& calls) {
   std::size_t taken = 0;
+  bool queued = false;
   Worker* woken = nullptr;
   bool watch = false;
   {
     const std::lock_guard lock(mutex_);
     for (auto& call : calls) {
+      if (hooks_.loop_takes && hooks_.loop_takes(call)) {
+        ++taken;
+        continue;
+      }
       const std::size_t bytes = call->request.size();
       if (!has_room(bytes)) {
         refused_ += calls.size() - taken;
@@ -204,8 +210,9 @@ std::size_t WorkerPool::push_all(std::vector<CallPtr>& calls) {
       queue_bytes_ += bytes;
       queue_.push_back(std::move(call));
       ++taken;
+      queued = true;
     }
-    if (taken == 0) return 0;
+    if (!queued) return taken;
     woken = worker_for_new_call();
     watch = needs_watching(woken);
   }

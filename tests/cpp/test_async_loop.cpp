@@ -39,6 +39,10 @@ class Loop {
       changed_.notify_all();
     };
     hooks.look_for_async = [this] { ++looks; };
+    hooks.run = [this](const CallPtr& call) {
+      ran_on_loop = loop->is_loop_thread() && PyGILState_Check() == 1;
+      loop->start_task(call, coroutine("give(7)"));
+    };
     hooks.flush = [this] {
       ++flushes;
       flushed_under_gil = flushed_under_gil || PyGILState_Check() == 1;
@@ -86,6 +90,7 @@ class Loop {
     return outcomes_.size();
   }
 
+  std::atomic<bool> ran_on_loop{false};
   std::atomic<int> looks{0};
   std::atomic<int> flushes{0};
   std::atomic<bool> flushed_under_gil{false};
@@ -122,6 +127,33 @@ TEST_CASE("a coroutine's value or exception is what its call came to", "[async_l
   CHECK(over.outcome(over.start("fail()")) == "ValueError");
   CHECK(over.outcome(over.start("asyncio.sleep(0.01, 'slept')")) == "slept");
   CHECK(eventually([&] { return over.loop->tasks() == 0; }));
+}
+
+TEST_CASE("a call that is handed over is run on the loop's thread and counts from then on",
+          "[async_loop]") {
+  Running over;
+  Gate held, let_go;
+  over.loop->post([&] {
+    held.open();
+    let_go.wait();
+  });
+  REQUIRE(held.wait());
+  const CallPtr call = over.call();
+  over.loop->hand_over(call);
+  CHECK(over.loop->tasks() == 1);
+  let_go.open();
+  CHECK(over.outcome(call) == "7");
+  CHECK(over.ran_on_loop);
+  CHECK(eventually([&] { return over.loop->tasks() == 0; }));
+}
+
+TEST_CASE("calls that were handed over to a loop that has ended are no longer counted",
+          "[async_loop]") {
+  Running over;
+  over.loop->stop();
+  over.loop->hand_over(over.call());
+  CHECK(over.loop->tasks() == 0);
+  CHECK(over.outcomes() == 0);
 }
 
 TEST_CASE("work posted from any thread runs on the loop's thread, under the GIL and in order",

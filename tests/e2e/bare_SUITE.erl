@@ -81,6 +81,7 @@ groups() ->
        two_hundred_sleeping_coroutines_run_at_once,
        a_quick_call_does_not_wait_for_slow_ones,
        a_coroutine_runs_while_all_workers_are_busy,
+     a_coroutine_function_that_becomes_an_ordinary_one_leaves_the_loop,
        a_ping_is_quick_while_python_spins,
        a_ping_is_quick_while_c_code_holds_the_gil,
        what_is_missing_is_missed_at_once_while_c_code_holds_the_gil,
@@ -814,6 +815,29 @@ a_coroutine_runs_while_all_workers_are_busy(Config) ->
         sw_e2e:within(100, fun() -> {ok, 0.01} = call(N, nap_async, [0.01]) end),
         sw_e2e:within(100, fun() -> 0.01 = erpc:call(N, probe, nap_async, [0.01]) end),
         ?assertEqual([], [done || {reply, _} <- [gen_server:wait_response(Request, 0) || Request <- Slow]])
+    end).
+
+%% The node remembers whose calls went to the loop thread; a function that would hold it up may not.
+a_coroutine_function_that_becomes_an_ordinary_one_leaves_the_loop(Config) ->
+    bare(Config, fun(N) ->
+        Defined = fun(Code) ->
+            Define = <<"import sys, types, threading\nmodule = types.ModuleType('turncoat')\nexec(", $', $', $',
+                       Code/binary, $', $', $', ", module.__dict__)\nsys.modules['turncoat'] = module\n">>,
+            {ok, _} = gen_server:call({py, N}, {exec, Define})
+        end,
+        Where = fun() ->
+            {ok, Thread} = gen_server:call({py, N}, {call, turncoat, where, []}),
+            Thread
+        end,
+        Async = <<"import threading\nasync def where(): return threading.current_thread().name">>,
+        Plain = <<"import threading\ndef where(): return threading.current_thread().name">>,
+        Defined(Async),
+        Loop = Where(),
+        ?assertEqual([Loop, Loop], [Where(), Where()]),
+        Defined(Plain),
+        ?assertEqual([], [on_loop || _ <- lists:seq(1, 5), Where() =:= Loop]),
+        Defined(Async),
+        ?assertEqual([Loop, Loop], [Where(), Where()])
     end).
 
 a_ping_is_quick_while_python_spins(Config) ->
