@@ -1,15 +1,18 @@
 %% A small HTTP/1.1 server that hands every request to py_asgi: what an adapter for a web server does, in one
 %% file, and enough of a server for the tests, the demo and the benchmark. For production take a real server.
 %%
-%%   client ──▶ connection ── one process a request ──▶ py_asgi ──▶ a Python node
-%%                  │              └── writes the answer to the socket
-%%                  └── watches the socket meanwhile: a client that leaves ends the request's process
+%%   client ──▶ connection ── requests ──▶ asker ──▶ py_asgi ──▶ a Python node
+%%                  │                        └── writes the answers to the socket
+%%                  └── watches the socket meanwhile: a client that leaves ends the asker, and so py_asgi knows
 %%
-%% A WebSocket is served by the connection's own process.
+%% A connection's asker is made with its first request. A WebSocket is served by the connection's own process.
+%%
+%% The socket is told `{active, once}` as soon as it has sent something, so that whoever waits for data just
+%% receives; only what nobody asked for is bounded by not telling it.
 -module(front).
 
 -export([start/1, stop/1, port/1]).
--export([init/2, accept/2, request/4]).
+-export([init/2, accept/2, asker/3]).
 
 -define(WHOLE, 65536).           % bodies of up to so many bytes are handed over in one piece
 -define(MAX_HEAD, 65536).
@@ -78,39 +81,63 @@ accept(Listening, Config) ->
 connected(Socket, Config) ->
     case {inet:peername(Socket), inet:sockname(Socket)} of
         {{ok, Client}, {ok, Server}} ->
-            next_request(Socket, <<>>, #request{client = Client, server = Server}, Config);
+            arm(Socket),
+            next_request(Socket, <<>>, #request{client = text_of(Client), server = text_of(Server)}, none, Config);
         _ ->
             gen_tcp:close(Socket)
     end.
 
-next_request(Socket, Buffer, Blank, Config) ->
+text_of({Ip, Port}) -> {list_to_binary(inet:ntoa(Ip)), Port};
+text_of(Address) -> Address.
+
+next_request(Socket, Buffer, Blank, Asker, Config) ->
     case head(Socket, Buffer, Blank) of
-        {ok, Request} -> handle(Socket, Request, Blank, Config);
-        {error, bad_request} -> refuse(Socket, 400), gen_tcp:close(Socket);
-        {error, _} -> gen_tcp:close(Socket)
+        {ok, Request} -> handle(Socket, Request, Blank, Asker, Config);
+        {error, bad_request} -> refuse(Socket, 400), leave_client(Socket, Asker);
+        {error, _} -> leave_client(Socket, Asker)
     end.
 
-handle(Socket, #request{headers = Headers} = Request, Blank, Config) ->
+leave_client(Socket, Asker) ->
+    _ = [exit(Pid, kill) || {Pid, _} <- [Asker]],
+    gen_tcp:close(Socket).
+
+handle(Socket, #request{headers = Headers} = Request, Blank, Asker, Config) ->
     case lowercase(header(<<"upgrade">>, Headers)) of
-        <<"websocket">> -> websocket(Socket, Request, Config);
-        _ -> handle_http(Socket, Request, Blank, Config)
+        <<"websocket">> when Asker =:= none ->
+            websocket(Socket, Request, Config);
+        <<"websocket">> ->
+            _ = [exit(Pid, kill) || {Pid, _} <- [Asker]],
+            websocket(Socket, Request, Config);
+        _ ->
+            handle_http(Socket, Request, Blank, Asker, Config)
     end.
 
-%% The request has a process of its own, so that the socket can be watched meanwhile.
-handle_http(Socket, Request, Blank, Config) ->
-    Self = self(),
-    {Pid, Monitor} = spawn_monitor(?MODULE, request, [Self, Socket, Request, Config]),
+handle_http(Socket, Request, Blank, none, Config) ->
+    Asker = spawn_monitor(?MODULE, asker, [self(), Socket, Config]),
+    handle_http(Socket, Request, Blank, Asker, Config);
+handle_http(Socket, Request, Blank, {Pid, Monitor} = Asker, Config) ->
+    Pid ! {request, self(), Request},
     Body = case Request#request.body of {whole, _} -> over; Coming -> Coming end,
     case watch(Socket, Pid, Monitor, Request#request.rest, Body) of
-        {keep, Rest} -> next_request(Socket, Rest, Blank, Config);
-        close -> gen_tcp:close(Socket)
+        {keep, Rest} ->
+            _ = [arm(Socket) || byte_size(Rest) >= ?BUFFER],
+            next_request(Socket, Rest, Blank, Asker, Config);
+        close ->
+            leave_client(Socket, Asker)
     end.
+
+arm(Socket) ->
+    ignore(inet:setopts(Socket, [{active, once}])).
 
 %% Buffer: what the client sent and nobody has asked for; Body: what of the body is still to come.
 watch(Socket, Pid, Monitor, Buffer, Body) ->
-    _ = [inet:setopts(Socket, [{active, once}]) || byte_size(Buffer) < ?BUFFER],
     receive
+        {over, Pid, keep} when Body =:= over ->
+            {keep, Buffer};
+        {over, Pid, _} ->
+            close;
         {tcp, Socket, Data} ->
+            _ = [arm(Socket) || byte_size(Buffer) + byte_size(Data) < ?BUFFER],
             watch(Socket, Pid, Monitor, <<Buffer/binary, Data/binary>>, Body);
         {tcp_closed, Socket} ->
             ended(Pid, Monitor);
@@ -118,25 +145,14 @@ watch(Socket, Pid, Monitor, Buffer, Body) ->
             ended(Pid, Monitor);
         {part, Pid, Ms} ->
             part(Socket, Pid, Monitor, Buffer, Body, Ms);
-        {'DOWN', Monitor, process, Pid, keep} when Body =:= over ->
-            passive(Socket, Buffer);
         {'DOWN', Monitor, process, Pid, _} ->
             close
     end.
 
-%% The client has gone: the request's process is ended, and so py_asgi knows.
+%% The client has gone.
 ended(Pid, Monitor) ->
     exit(Pid, kill),
     receive {'DOWN', Monitor, process, Pid, _} -> close end.
-
-passive(Socket, Buffer) ->
-    ok = ignore(inet:setopts(Socket, [{active, false}])),
-    receive
-        {tcp, Socket, Data} -> {keep, <<Buffer/binary, Data/binary>>};
-        {tcp_closed, Socket} -> close
-    after 0 ->
-        {keep, Buffer}
-    end.
 
 part(Socket, Pid, Monitor, Buffer, Body0, Ms) ->
     Body = asked_for(Socket, Body0),
@@ -144,7 +160,7 @@ part(Socket, Pid, Monitor, Buffer, Body0, Ms) ->
         {wait, Rest, Body1} ->
             receive
                 {tcp, Socket, Data} ->
-                    _ = inet:setopts(Socket, [{active, once}]),
+                    arm(Socket),
                     part(Socket, Pid, Monitor, <<Rest/binary, Data/binary>>, Body1, Ms);
                 {tcp_closed, Socket} ->
                     ended(Pid, Monitor);
@@ -159,6 +175,7 @@ part(Socket, Pid, Monitor, Buffer, Body0, Ms) ->
             watch(Socket, Pid, Monitor, <<>>, broken);
         {Kind, Data, Rest, Body1} ->
             Pid ! {part, {Kind, Data}},
+            _ = [arm(Socket) || byte_size(Buffer) >= ?BUFFER, byte_size(Rest) < ?BUFFER],
             watch(Socket, Pid, Monitor, Rest, Body1)
     end.
 
@@ -229,7 +246,7 @@ head(Socket, Buffer, Blank) ->
 headers(Socket, Buffer, Headers, Request, Target) ->
     case erlang:decode_packet(httph_bin, Buffer, [{line_length, 16384}]) of
         {ok, {http_header, _, Name, _, Value}, Rest} when length(Headers) < 128 ->
-            headers(Socket, Rest, [{lowercase(text(Name)), Value} | Headers], Request, Target);
+            headers(Socket, Rest, [{name(Name), Value} | Headers], Request, Target);
         {ok, http_eoh, Rest} ->
             whole(Socket, Rest, Request#request{headers = lists:reverse(Headers)}, Target);
         {more, _} when byte_size(Buffer) < ?MAX_HEAD ->
@@ -239,9 +256,12 @@ headers(Socket, Buffer, Headers, Request, Target) ->
     end.
 
 more(Socket, Buffer, Continue) ->
-    case gen_tcp:recv(Socket, 0, ?IDLE_MS) of
-        {ok, Data} -> Continue(<<Buffer/binary, Data/binary>>);
-        {error, Reason} -> {error, Reason}
+    receive
+        {tcp, Socket, Data} -> arm(Socket), Continue(<<Buffer/binary, Data/binary>>);
+        {tcp_closed, Socket} -> {error, closed};
+        {tcp_error, Socket, Reason} -> {error, Reason}
+    after ?IDLE_MS ->
+        {error, timeout}
     end.
 
 whole(Socket, Rest, #request{headers = Headers, version = Version} = Request0, Target) ->
@@ -293,9 +313,31 @@ header(Name, Headers) ->
 text(Name) when is_atom(Name) -> atom_to_binary(Name);
 text(Name) -> Name.
 
+%% The names that come with nearly every request, and any other.
+name('Host') -> <<"host">>;
+name('User-Agent') -> <<"user-agent">>;
+name('Accept') -> <<"accept">>;
+name('Connection') -> <<"connection">>;
+name('Content-Type') -> <<"content-type">>;
+name('Content-Length') -> <<"content-length">>;
+name(Name) -> lowercase(text(Name)).
+
 lowercase(Text) -> << <<(if C >= $A, C =< $Z -> C + 32; true -> C end)>> || <<C>> <= Text >>.
 
-%% --- One request, in its own process ------------------------------------------------------------
+%% --- Asking, in a process of its own -------------------------------------------------------------
+
+asker(Connection, Socket, Config) ->
+    _ = monitor(process, Connection),
+    asked_by(Connection, Socket, Config).
+
+asked_by(Connection, Socket, Config) ->
+    receive
+        {request, Connection, Request} ->
+            Connection ! {over, self(), request(Connection, Socket, Request, Config)},
+            asked_by(Connection, Socket, Config);
+        {'DOWN', _, process, Connection, _} ->
+            ok
+    end.
 
 request(Connection, Socket, #request{method = Method} = Request, Config) ->
     {App, Asked} = asked(Request, Config),
@@ -349,10 +391,10 @@ answer(Socket, Status, Headers, Body, #request{method = Method, keep = Keep, ver
     Kept = Keep andalso Framing =/= until_close,
     Head = head_of(Status, Headers, Framing, Kept),
     case Body of
-        {stream, Stream} when Bodiless -> send(Socket, Head), py_asgi:close(Stream), finish(Kept);
+        {stream, Stream} when Bodiless -> send(Socket, Head), py_asgi:close(Stream), keep(Kept);
         {stream, Stream} -> send(Socket, Head), stream(Socket, py_asgi:read(Stream), Framing, Kept);
-        _ when Bodiless -> send(Socket, Head), finish(Kept);
-        _ -> send(Socket, [Head, Body]), finish(Kept)
+        _ when Bodiless -> send(Socket, Head), keep(Kept);
+        _ -> send(Socket, [Head, Body]), keep(Kept)
     end.
 
 head_of(Status, Headers, Framing, Kept) ->
@@ -373,9 +415,9 @@ stream(Socket, {more, Data, Stream}, Framing, Kept) ->
     stream(Socket, py_asgi:read(Stream), Framing, Kept);
 stream(Socket, {done, Data}, Framing, Kept) ->
     send(Socket, [framed(Data, Framing) | [<<"0\r\n\r\n">> || Framing =:= chunked]]),
-    finish(Kept);
+    keep(Kept);
 stream(_, {error, _}, _, _) ->
-    exit(normal).    % cut off: the client is not told that this was all
+    close.    % cut off: the client is not told that this was all
 
 framed(<<>>, _) -> <<>>;
 framed(Data, chunked) -> [integer_to_binary(byte_size(Data), 16), <<"\r\n">>, Data, <<"\r\n">>];
@@ -383,7 +425,7 @@ framed(Data, _) -> Data.
 
 failed(Socket, Reason) ->
     refuse(Socket, py_asgi:status_of(Reason)),
-    exit(normal).
+    close.
 
 refuse(Socket, Status) ->
     Text = phrase(Status),
@@ -396,8 +438,8 @@ send(Socket, Data) ->
         {error, _} -> exit(normal)      % and the application hears of it
     end.
 
-finish(true) -> exit(keep);
-finish(false) -> exit(normal).
+keep(true) -> keep;
+keep(false) -> close.
 
 phrase(200) -> <<"OK">>;
 phrase(204) -> <<"No Content">>;

@@ -20,6 +20,8 @@ import concurrent.futures
 import contextvars
 import functools
 import logging
+import re
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,7 +34,7 @@ from erlang_web._lifespan import Lifespan
 from erlang_web._wsgi import WsgiAdapter
 
 INLINE = 65536  # bytes of a body that travel in a call, or wait for a channel
-FLUSH_SECONDS = 0.001  # until an answer that has begun, or whose application goes on, is handed out
+FLUSH_SECONDS = 0.001  # until an answer that has begun is handed out, and twice that where the application goes on
 SWEEP_SECONDS = 0.05  # an asker is monitored after one or two of these
 MAX_WHOLE = 16777216  # bytes of an answer where nothing can be streamed
 MAX_DENIAL = 1048576  # bytes of the answer that refuses a WebSocket
@@ -55,6 +57,12 @@ _BINARY = Atom("binary")
 _CLOSE = Atom("close")
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _BODILESS = frozenset({204, 304})
+_control_in = re.compile(rb"[\0\r\n]").search
+# What nearly every request says, as text.
+_TEXT_OF = {
+    text.encode(): text
+    for text in ("1.0", "1.1", "2", "GET", "HEAD", "POST", "PUT", "DELETE", "http", "https", "ws", "wss")
+}
 _FAILED = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error"
 
 # Method, path as sent, query, headers, HTTP version, scheme, client, server, prefix.
@@ -169,6 +177,9 @@ class _Gateway:
         self.old: dict[Ref, _Exchange] = {}  # monitored
         self._monitors: dict[Ref, _Exchange] = {}
         self._sweeping = False
+        self._over: dict[_Request, None] = {}  # answered, and the application goes on
+        self._looked_at: list[_Request] = []  # likewise, for a while already
+        self._handing_over = False
         self._pid: Pid | None = None
 
     @functools.cached_property
@@ -213,6 +224,26 @@ class _Gateway:
         if self._sweeping:
             loop.call_later(SWEEP_SECONDS, self._sweep, loop)
 
+    def answered(self, request: _Request) -> None:
+        """Its answer is whole. Who does not return soon is not waited for; one timer for all of them."""
+        self._over[request] = None
+        if not self._handing_over:
+            self._handing_over = True
+            request.loop.call_later(FLUSH_SECONDS, self._hand_over, request.loop)
+
+    def returned(self, request: _Request) -> None:
+        self._over.pop(request, None)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        for request in self._looked_at:
+            if request in self._over:
+                del self._over[request]
+                request.hand_over()
+        self._looked_at = list(self._over)
+        self._handing_over = bool(self._over)
+        if self._handing_over:
+            loop.call_later(FLUSH_SECONDS, self._hand_over, loop)
+
     def _deliver(self, messages: list[Any]) -> None:
         for message in messages:
             try:
@@ -243,17 +274,17 @@ _gateway = _Gateway()
 class _Exchange:
     """What a request and a WebSocket have in common: who asks, and that it may go away."""
 
-    __slots__ = ("alias", "caller", "gone", "loop", "monitor", "over", "task", "waiters")
+    # Defaults, so that a request costs no more than it says.
+    monitor: Ref | None = None
+    gone = False  # the client
+    over = False  # the application has said all it has to say
+    waiters: list[asyncio.Future[None]] = []  # never added to
 
     def __init__(self, caller: Pid, alias: Ref) -> None:
         self.caller = caller
         self.alias = alias
         self.loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
-        self.monitor: Ref | None = None
-        self.gone = False  # the client
-        self.over = False  # the application has said all it has to say
-        self.waiters: list[asyncio.Future[None]] = []
 
     def tell(self, *what: Any) -> None:
         """Sends to the asker, who may have gone: then it goes nowhere."""
@@ -275,10 +306,15 @@ class _Exchange:
     async def news(self) -> None:
         """Waits until something has changed."""
         waiter = self.loop.create_future()
-        self.waiters.append(waiter)
+        if self.waiters:
+            self.waiters.append(waiter)
+        else:
+            self.waiters = [waiter]
         await waiter
 
     def wake(self) -> None:
+        if not self.waiters:
+            return
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -298,39 +334,23 @@ class _Exchange:
 class _Request(_Exchange):
     """One request and its answer: `receive` and `send` of the application."""
 
-    __slots__ = (
-        "answer",
-        "bodiless",
-        "body",
-        "download",
-        "headers",
-        "parts",
-        "pending",
-        "pulled",
-        "size",
-        "started",
-        "status",
-        "timer",
-        "upload",
-        "uploading",
-    )
+    upload: ByteChannel | None = None
+    download: ByteChannel | None = None
+    status = 0
+    headers: Headers = []
+    pending: list[bytes] = []  # of the answer's body; this one is never added to
+    size = 0
+    pulled = False  # a part of it is to be told without a channel
+    parts = 0  # told like that
+    started = False  # the asker has been told the status
+    answer: Any = None
+    timer: asyncio.TimerHandle | None = None
 
     def __init__(self, caller: Pid, alias: Ref, bodiless: bool, body: bytes | None) -> None:
         super().__init__(caller, alias)
+        self.bodiless = bodiless
         self.body = body  # the request's, until it has been received; None: it comes in pieces
         self.uploading = body is None
-        self.upload: ByteChannel | None = None
-        self.download: ByteChannel | None = None
-        self.status = 0
-        self.headers: Headers = []
-        self.bodiless = bodiless
-        self.pending: list[bytes] = []  # of the answer's body
-        self.size = 0
-        self.pulled = False  # a part of it is to be told without a channel
-        self.parts = 0  # told like that
-        self.started = False  # the asker has been told the status
-        self.answer: Any = None
-        self.timer: asyncio.TimerHandle | None = None
 
     # the request's body
 
@@ -370,19 +390,38 @@ class _Request(_Exchange):
             raise ClientGone("the client has gone")
         if kind == "http.response.body" and self.status and not self.over:
             body = b"" if self.bodiless else message.get("body", b"")
-            if body:
-                self.pending.append(body)
-                self.size += len(body)
             if message.get("more_body", False):
+                self._add(body)
                 await self._go_on()
-            else:
+            elif self.started or self.size + len(body) > INLINE:
+                self._add(body)
                 await self._finish()
+            else:
+                self._whole(b"".join((*self.pending, body)) if self.pending else bytes(body))
         elif kind == "http.response.start" and not self.status:
             self.headers = _checked(message.get("headers", ()))
             self.status = int(message["status"])
             self.bodiless |= self.status in _BODILESS
         else:
             raise RuntimeError(f"{kind!r} is no message to be sent now")
+
+    def _add(self, body: bytes) -> None:
+        if body:
+            if self.pending:
+                self.pending.append(body)
+            else:
+                self.pending = [body]
+            self.size += len(body)
+
+    def _whole(self, body: bytes) -> None:
+        """The answer goes out with the end of the call."""
+        self.answer = self.status, self.headers, body
+        self.over = True
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        _gateway.answered(self)
+        self.wake()
 
     async def _go_on(self) -> None:
         """There will be more. What is little waits for it a moment: many answers in pieces are over at once."""
@@ -398,16 +437,10 @@ class _Request(_Exchange):
             self.timer = self.loop.call_later(FLUSH_SECONDS, self._start)
 
     async def _finish(self) -> None:
-        if not self.started and self.size > INLINE and _gateway.there:
-            self._start()
         if not self.started:
-            self.answer = self.status, self.headers, b"".join(self.pending)
-            self.over = True
-            if self.timer is not None:
-                self.timer.cancel()
-            self.timer = self.loop.call_later(FLUSH_SECONDS, self._hand_over)
-            self.wake()
-            return
+            if not _gateway.there:
+                return self._whole(b"".join(self.pending))
+            self._start()
         await self._flush()
         if self.download is not None:
             await self._write(b"")
@@ -415,11 +448,11 @@ class _Request(_Exchange):
             self.answer = _DONE
         else:
             self.answer = _REST, (self.parts, b"".join(self.pending))
-            self.timer = self.loop.call_later(FLUSH_SECONDS, self._hand_over)
+            _gateway.answered(self)
         self.over = True
         self.wake()
 
-    def _hand_over(self) -> None:
+    def hand_over(self) -> None:
         """The answer is whole but the application goes on: its asker does not wait for that."""
         if _gateway.there:
             self.tell(_WHOLE, self.answer)
@@ -496,9 +529,11 @@ class _Request(_Exchange):
         self.end()
         if self.timer is not None:
             self.timer.cancel()
-        for channel in self.upload, self.download:
-            if channel is not None:
-                channel.close()
+        _gateway.returned(self)
+        if self.upload is not None:
+            self.upload.close()
+        if self.download is not None:
+            self.download.close()
         if self.answer is not None:
             return self.answer
         if error is None and not self.gone:
@@ -509,8 +544,7 @@ class _Request(_Exchange):
 def _checked(headers: Any) -> Headers:
     """Headers as pairs of bytes. Raises ValueError, TypeError: nothing may smuggle in a line of its own."""
     pairs = [(name, value) for name, value in headers]
-    text = b"\0".join([part for pair in pairs for part in pair])
-    if b"\n" in text or b"\r" in text or text.count(b"\0") + 1 > max(1, 2 * len(pairs)):
+    if _control_in(b"".join(chain.from_iterable(pairs))):
         raise ValueError("a header with a control character in it")
     return pairs
 
@@ -527,7 +561,7 @@ async def request(
     _gateway.enter(alias, exchange)
     scope = _scope(head, app)
     scope["type"] = "http"
-    scope["method"] = method.decode("latin-1")
+    scope["method"] = _text(method)
     try:
         await app.call(scope, exchange.receive, exchange.send)
     except asyncio.CancelledError as error:
@@ -548,8 +582,8 @@ def _scope(head: Head, app: _Application) -> Scope:
     path = raw_path.decode("utf-8", "replace")
     scope: Scope = {
         "asgi": _ASGI,
-        "http_version": version.decode("latin-1"),
-        "scheme": scheme.decode("latin-1"),
+        "http_version": _text(version),
+        "scheme": _text(scheme),
         "path": unquote(path) if b"%" in raw_path else path,
         "raw_path": raw_path,
         "query_string": query,
@@ -562,6 +596,10 @@ def _scope(head: Head, app: _Application) -> Scope:
     if app.lifespan is not None:
         scope["state"] = app.state.copy()
     return scope
+
+
+def _text(data: bytes) -> str:
+    return _TEXT_OF.get(data) or data.decode("latin-1")
 
 
 def _address(address: tuple[bytes, Any] | None) -> tuple[str, Any] | None:
