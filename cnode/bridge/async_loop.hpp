@@ -30,7 +30,7 @@ class AsyncLoop {
     std::function<void(const Call&, PyObject* value, PyObject* exception)> finish;  // under the GIL
     std::function<void()> look_for_async;                                           // under the GIL
     std::function<void(const CallPtr&)> run;  // under the GIL: a call that was handed over
-    std::function<void()> flush;  // without the GIL
+    std::function<void()> flush;              // without the GIL
     // Under the GIL: for whom the call's coroutine works, and the context variable that says so.
     std::function<py::Ref(Call&)> served;
     PyObject* served_variable = nullptr;

@@ -51,10 +51,10 @@ class WorkerPool final : public CallRunner {
     std::chrono::milliseconds surplus_idle{5'000};  // then a worker that is not needed ends
   };
   struct Hooks {
-    std::function<void(const CallPtr&)> run;  // on a worker, under the GIL; may not throw
-    std::function<void()> flush;              // any thread, without the GIL
-    std::function<bool()> has_unflushed;      // reactor
-    std::function<void()> look_for_async;     // reactor: every worker is busy and calls wait
+    std::function<void(const CallPtr&)> run;         // on a worker, under the GIL; may not throw
+    std::function<void()> flush;                     // any thread, without the GIL
+    std::function<bool()> has_unflushed;             // reactor
+    std::function<void()> look_for_async;            // reactor: every worker is busy and calls wait
     std::function<bool(const CallPtr&)> loop_takes;  // reactor: whether it went to the loop thread
     std::function<void(unsigned long thread)> interrupted;  // an exception was set in that thread
     std::function<PyObject*()> interruption;  // under the GIL: the exception class, borrowed

@@ -61,7 +61,20 @@ _control_in = re.compile(rb"[\0\r\n]").search
 # What nearly every request says, as text.
 _TEXT_OF = {
     text.encode(): text
-    for text in ("1.0", "1.1", "2", "GET", "HEAD", "POST", "PUT", "DELETE", "http", "https", "ws", "wss")
+    for text in (
+        "1.0",
+        "1.1",
+        "2",
+        "GET",
+        "HEAD",
+        "POST",
+        "PUT",
+        "DELETE",
+        "http",
+        "https",
+        "ws",
+        "wss",
+    )
 }
 _FAILED = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"Internal Server Error"
 
