@@ -34,8 +34,8 @@ MAX_STREAMS = 10_000  # of the node, those that are being closed included
 MAX_OWNED = 1_000  # of one owner
 MAX_THREADS = 64  # that step synchronous generators
 IDLE_SECONDS = 5.0  # after which such a thread ends
-SPARE_PORTS = 8  # processes made ahead
-KEEPER_SECONDS = 0.002  # until a new stream's owner is monitored
+SPARE_PORTS = 64  # processes made ahead
+KEEPER_SECONDS = 0.02  # until a new stream's owner is monitored
 MAX_BATCH = 10_000  # items of a message
 MAX_INPUTS = 1_000  # values sent and errors thrown that wait for their turn
 MESSAGE_BYTES = 32_768  # after which a message is full; over 64 KB it would travel in fragments
@@ -57,6 +57,9 @@ Event = Any
 
 
 # --- starting -----------------------------------------------------------------------------------------
+
+
+_GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 
 
 class _Place:
@@ -114,7 +117,7 @@ def start(
         raise Refused(_OVERLOADED)
     try:
         source = target(*args, **names)
-        if not isinstance(source, types.GeneratorType) and inspect.isawaitable(source):
+        if type(source) not in _GENERATORS and inspect.isawaitable(source):
             return _start_later(source, owner, ref, demand, batch, place)
         return _make(source, owner, ref, demand, batch, place).start()
     except BaseException:
@@ -427,7 +430,8 @@ class _Ports:
 
     def look_after(self, stream: _Stream) -> None:
         self._unwatched.append(stream)
-        self._wanted.set()
+        if not self._wanted.is_set():
+            self._wanted.set()
         if self._keeper is None:
             with self._lock:
                 if self._keeper is None:
@@ -437,7 +441,11 @@ class _Ports:
     def _keep(self) -> None:
         while self._wanted.wait():
             time.sleep(KEEPER_SECONDS)  # what it has to do is in nobody's way then
-            self._wanted.clear()
+            if not self._unwatched:
+                self._wanted.clear()
+                if self._unwatched:  # which came before it was cleared
+                    self._wanted.set()
+                continue
             while self._unwatched:
                 stream = self._unwatched.popleft()
                 try:

@@ -62,6 +62,10 @@ run({objects, How, Node, Count}) ->
     objects(How, Node, Count);
 run({owners, Node, Owners, Each}) ->
     owners(Node, Owners, Each);
+run({first_item, F, Node, Count}) ->
+    first_item(F, Node, Count);
+run({items, F, How, Node, Count}) ->
+    items(F, How, Node, Count);
 run({sleepers, Via, Node, Module, Count}) ->
     sleepers(Via, Node, Module, Count);
 run({transfer, Via, Direction, Node, Bytes, Parts}) ->
@@ -216,6 +220,47 @@ sleepers(Via, Node, Module, Count) ->
 
 %% One call after the other: of a function, of an object's method, with an object among the arguments,
 %% of a function in a context; and objects made and released.
+%% From the start of a stream until its first item is here.
+-spec first_item(count | acount, node(), pos_integer()) -> [value()].
+first_item(F, Node, Count) ->
+    quantiles([begin
+        Began = erlang:monotonic_time(nanosecond),
+        {ok, Stream} = py:stream_start(Node, bench_streams, F, [3], #{demand => 1}),
+        Ref = py_stream:ref(Stream),
+        receive {py_stream, Ref, {items, [0]}} -> ok end,
+        Took = erlang:monotonic_time(nanosecond) - Began,
+        ok = py_stream:cancel(Stream),
+        Took
+    end || _ <- lists:seq(1, Count)]).
+
+%% All items of a stream, as quickly as they come or with rests; the rate, and by how much the node's memory
+%% was larger meanwhile than before, at most.
+-spec items(count | acount, quick | slow, node(), pos_integer()) -> [value()].
+items(F, How, Node, Count) ->
+    Before = call(py, Node, bench_streams, memory, []),
+    {ok, Stream} = py:stream_start(Node, bench_streams, F, [Count], #{demand => 4000}),
+    Began = erlang:monotonic_time(millisecond),
+    Most = drain(Stream, How, Node, Count, Before),
+    Took = max(1, erlang:monotonic_time(millisecond) - Began),
+    [{rate, Count * 1000 / Took}, {grown, Most - Before}].
+
+drain(Stream, How, Node, Left, Most) ->
+    Ref = py_stream:ref(Stream),
+    receive
+        {py_stream, Ref, {items, Items}} ->
+            Length = length(Items),
+            ok = py_stream:ask(Stream, Length),
+            Rests = How =:= slow andalso Left div 20000 =/= (Left - Length) div 20000,
+            _ = [timer:sleep(10) || Rests],
+            Now = case Rests orelse Left =:= Length of
+                true -> call(py, Node, bench_streams, memory, []);
+                false -> Most
+            end,
+            drain(Stream, How, Node, Left - Length, max(Most, Now));
+        {py_stream, Ref, done} when Left =:= 0 ->
+            Most
+    end.
+
 -spec objects(call | method | argument | context | made, node(), pos_integer()) -> [value()].
 objects(How, Node, Count) ->
     {ok, Object} = py:call(Node, builtins, list, [[3, 1, 2]], #{return => ref}),

@@ -671,6 +671,28 @@ def objects(cluster: Cluster, scale: Scale) -> None:
     node.stop()
 
 
+def generators(cluster: Cluster, scale: Scale) -> None:
+    """Items of generators under demand: how soon the first, how many a second, in how much memory."""
+    options = ["--path", str(HERE), "--import", "bench_streams"]
+    node = cluster.node("generators", *options)
+    who = "'generators@127.0.0.1'"
+    kinds = {"count": "a generator", "acount": "an async generator"}
+    commands = {kind: f"first_item, {kind}, {who}, {scale.calls}" for kind in kinds}
+    commands["call"] = f"latency, py, {who}, {scale.calls}"
+    got = rounds(cluster, scale.rounds, commands)
+    for kind, what in kinds.items():
+        first, call = got[kind]["p50"], got["call"]["p50"]
+        compared(f"first item of {what}, p50", first, call, "us", "py:call", at_most(1.5))
+    count = 10 * scale.stream
+    for kind, what in kinds.items():
+        for how in ("quick", "slow"):
+            values = rounds(cluster, 3, {how: f"items, {kind}, {how}, {who}, {count}"})[how]
+            name = f"{count:,} items of {what}, {how} consumer"
+            absolute(name, values["rate"], "/s")
+            absolute(f"{name}: memory of the node", values["grown"], "MB more")
+    node.stop()
+
+
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
@@ -686,6 +708,7 @@ GROUPS = {
     "processes": processes,
     "data": data,
     "objects": objects,
+    "generators": generators,
 }
 LOOP = "loop"
 

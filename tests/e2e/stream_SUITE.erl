@@ -31,6 +31,7 @@ all() ->
      streams_are_bounded_for_an_owner_and_leave_nothing,
      nonsense_sent_to_a_stream_hurts_nobody,
      the_allow_list_counts_for_streams,
+     worker_processes_make_no_streams_and_say_so,
      python_iterates_over_a_producer_of_any_kind,
      python_iterates_over_what_a_registered_function_produces,
      a_producer_makes_no_more_than_was_asked_for,
@@ -514,6 +515,17 @@ a_cancelled_call_ends_its_producer(Config) ->
 wait_for(Pid) ->
     Monitor = monitor(process, Pid),
     receive {'DOWN', Monitor, process, _, _} -> exit(consumer_gone) end.
+
+worker_processes_make_no_streams_and_say_so(Config) ->
+    Context = sw_e2e:context(Config),
+    Node = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--import", "streaming", "--processes", "1"]}),
+    run(Config, fun(_) ->
+        ?assertMatch({error, {python, <<"RuntimeError">>, <<"no stream can be made here", _/binary>>, _}},
+                     py:stream(Name, streaming, count, [3])),
+        {ok, Pid} = py_stream:producer([1]),
+        ?assertMatch({error, {python, <<"RuntimeError">>, _, _}}, py:call(Name, streaming, drain, [Pid, []]))
+    end),
+    ok = sw_e2e:stop_node(Node).
 
 last(Stream) ->
     case py_stream:next(Stream, 10000) of
