@@ -202,7 +202,13 @@ an_item_does_not_wait_for_the_next_one(Config) ->
         {ok, Mixed} = py:stream_start(streaming, blocked, [mixed], #{demand => 2}),
         ?assertEqual({ok, <<"first">>}, py_stream:next(Mixed, 5000)),
         {ok, _} = py:call(streaming, open_gate, [mixed]),
-        ok = py_stream:cancel(Mixed)
+        ok = py_stream:cancel(Mixed),
+        [begin
+            {ok, Burst} = py:stream_start(streaming, F, [burst], #{demand => 10}),
+            ?assertEqual([{ok, 1}, {ok, 2}], [py_stream:next(Burst, 5000) || _ <- [1, 2]]),
+            ok = py_stream:cancel(Burst)
+         end || F <- [burst, aburst]],
+        {ok, _} = py:call(streaming, open_gate, [burst])
     end).
 
 %% --- errors, values, cancellation -------------------------------------------------------------------

@@ -102,6 +102,19 @@ def blocked(name):
         EVENTS.append((name, "closed"))
 
 
+def burst(name):
+    """Two items at once, then none."""
+    yield 1
+    yield 2
+    gate(name).wait()
+
+
+async def aburst(name):
+    yield 1
+    yield 2
+    await asyncio.Event().wait()
+
+
 async def ablocked(name):
     try:
         yield "first"
