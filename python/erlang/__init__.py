@@ -19,6 +19,7 @@ from erlang._asking import (
 from erlang._encoders import register_encoder
 from erlang._helpers import run, sleep, spawn_task
 from erlang._native import decode, encode, set_none_atom, set_none_atoms
+from erlang._objects import reference
 from erlang._producers import Stream, stream
 from erlang._registry import make_ref, node, nodes, register, registered, stats, unregister, whereis
 from erlang._state import (
@@ -113,6 +114,7 @@ __all__ = [
     "node",
     "nodes",
     "receive",
+    "reference",
     "register",
     "register_encoder",
     "registered",

@@ -269,10 +269,10 @@ class _Context:
         """Lets go of peers' objects, after what was asked for before."""
         with self._changed:
             if not self._closed:
-                self._jobs.append(_Job(lambda: _objects.empty(entries), None))
+                self._jobs.append(_Job(lambda: _objects._empty(entries), None))
                 self._changed.notify()
                 return
-        _objects.let_go(entries)
+        _objects._let_go(entries)
 
     def close(self, interrupt: bool = False) -> None:
         """Takes no more, and ends when what runs has ended."""
@@ -308,7 +308,7 @@ class _Context:
     def _serve(self) -> None:
         while self._wait():
             self._run_next()
-        _objects.empty(_objects.leave(self))
+        _objects._empty(_objects._leave(self))
         self.namespace.clear()
         self.modules.loaded.clear()
         self._over.set()
@@ -489,7 +489,7 @@ async def _call(
     where, what = _text(module), _text(function)
     named = _objects._keywords(kwargs)
     value = await context.run(lambda: _function(context, where, what)(*args, **named))
-    return _objects.keep(value, owner, context) if owner else value
+    return _objects._keep(value, owner, context) if owner else value
 
 
 def _function(context: _Context, module: str, function: str) -> Any:

@@ -28,7 +28,7 @@ from erlang import _backend
 from erlang.exceptions import BadReference, Refused
 from erlang.terms import Atom, Pid
 
-__all__ = ["held"]
+__all__ = ["held", "reference"]
 
 MOST_OBJECTS: Final = 1_000_000
 MOST_OF_OWNER: Final = 250_000
@@ -101,7 +101,7 @@ def _text(value: Any) -> str:
 # --- making references ----------------------------------------------------------------------------
 
 
-def keep(value: Any, owner: Owner, place: Place | None = None) -> Reference:
+def _keep(value: Any, owner: Owner, place: Place | None = None) -> Reference:
     """The reference by which a peer may have `value` from now on.
 
     Raises: Refused where there are too many, or it is not to be had; TypeError for an owner that is none.
@@ -122,6 +122,23 @@ def keep(value: Any, owner: Owner, place: Place | None = None) -> Reference:
     elif pid is None:
         _watcher.look_at_leases()
     return _TAG, node, creation, number, entry.type
+
+
+def reference(value: Any, *, owner: Pid | None = None, lease: float | None = None) -> Reference:
+    """A reference to `value`, to be sent to Erlang, alone or within a term.
+
+    The owner is a process, by default the one whose request is being served, or, with `lease`, nobody: then the object is
+    let go when it was not used for so many seconds.
+
+    Raises: ValueError where it is not told whose request this is; Refused where there are too many.
+    """
+    if lease is not None:
+        return _keep(value, (_LEASE, max(1, round(lease * 1000))))
+    if owner is None:
+        owner = _backend.native.served()
+    if not isinstance(owner, Pid):
+        raise ValueError("whose request this is was not told: a reference needs an owner")
+    return _keep(value, owner)
 
 
 def _owner(owner: Any) -> tuple[Pid | None, float]:
@@ -226,7 +243,7 @@ def _drop(entries: list[Any]) -> None:
         place.drop(some)
 
 
-def leave(place: Place) -> list[Any]:
+def _leave(place: Place) -> list[Any]:
     """All that was made in a place, which is about to end; the caller lets go of it there."""
     with _lock:
         numbers = [number for number, entry in _table.items() if entry.place is place]
@@ -248,10 +265,10 @@ class _Releaser:
 
     def _run(self) -> None:
         while True:
-            empty(self._batches.get())
+            _empty(self._batches.get())
 
 
-def empty(entries: list[Any]) -> None:
+def _empty(entries: list[Any]) -> None:
     """Lets go of one after the other."""
     while entries:
         entries.pop()
@@ -260,7 +277,7 @@ def empty(entries: list[Any]) -> None:
 _releaser = _Releaser()
 
 
-def let_go(entries: list[Any]) -> None:
+def _let_go(entries: list[Any]) -> None:
     """Has the list emptied on that thread."""
     _releaser.take(entries)
 
@@ -465,7 +482,7 @@ def release(target: Target) -> Any:
 
 
 async def _released_in(place: Place, entries: list[Any]) -> bool:
-    await place.run(lambda: empty(entries))
+    await place.run(lambda: _empty(entries))
     return True
 
 
@@ -520,13 +537,13 @@ def _answer(place: Place | None, job: Callable[[], Any], owner: Keep, calls: boo
         return value
     if calls and inspect.iscoroutine(value):
         return _answer_later(value, owner)
-    return keep(value, owner)
+    return _keep(value, owner)
 
 
 async def _answer_there(place: Place, job: Callable[[], Any], owner: Keep) -> Any:
     value = await place.run(job)
-    return keep(value, owner, place) if owner else value
+    return _keep(value, owner, place) if owner else value
 
 
 async def _answer_later(coroutine: Coroutine[Any, Any, Any], owner: Owner) -> Any:
-    return keep(await coroutine, owner)
+    return _keep(await coroutine, owner)

@@ -99,7 +99,7 @@ the_erlang_of_the_web_page_comes_to_what_it_says(Config) ->
     ok = sw_e2e:stop_node(Node).
 
 the_erlang_of_the_objects_page_comes_to_what_it_says(Config) ->
-    erlang_of_a_page(Config, "docs/objects.md", ["models"], 14).
+    erlang_of_a_page(Config, "docs/objects.md", ["models"], 15).
 
 the_erlang_of_the_contexts_page_comes_to_what_it_says(Config) ->
     Context = #{directory := Directory} = sw_e2e:context(Config),

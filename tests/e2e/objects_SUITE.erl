@@ -15,6 +15,7 @@ all() ->
      coroutines_make_references_and_are_methods,
      a_reference_in_arguments_is_the_object_itself_at_any_depth,
      a_bare_node_uses_references_too,
+     python_makes_references_within_a_result,
      an_exception_of_a_method_is_told_like_any_other,
      a_reference_that_leads_nowhere_says_why,
      a_tuple_that_looks_like_a_reference_is_an_error_and_no_crash,
@@ -163,6 +164,20 @@ a_bare_node_uses_references_too(Config) ->
         ok
     end),
     ok = sw_e2e:stop_beam(Bare).
+
+python_makes_references_within_a_result(Config) ->
+    with(Config, fun(N) ->
+        {ok, #{<<"first">> := First, <<"more">> := [More]}} = py:call(N, objects, pair, [self()]),
+        ?assertEqual({ok, [1, 2]}, py:call(N, objects, values_in, [[First, More]])),
+        Self = self(),
+        {ok, [#{owner := One}, #{owner := Two}]} = py:refs(N),
+        ?assertEqual({Self, {lease, 60000}}, {One, Two}),
+        {ok, Own} = gen_server:call({py, N}, {call, objects, mine, []}),
+        {ok, [_, _, #{owner := Three}]} = py:refs(N),
+        ?assertEqual(Self, Three),
+        ?assertMatch({error, {python, <<"ValueError">>, _, _}}, py:call(N, objects, mine, [])),
+        [ok = py:release(Ref) || Ref <- [Own, More]]
+    end).
 
 an_exception_of_a_method_is_told_like_any_other(Config) ->
     with(Config, fun(N) ->
@@ -388,7 +403,7 @@ the_allow_list_holds_for_entry_modules(Config) ->
         ?assertEqual({error, {not_allowed, {<<"objects">>, <<"Counter">>}}}, py:call(N, objects, 'Counter', [], #{return => ref})),
         % What is no function of that module's own, or is not public.
         [?assertMatch({F, {error, {not_allowed, _}}}, {F, Ask(F, [x])})
-         || F <- ['_drop', '_find', 'Atom', 'Any', 'Counter', 'call.__globals__', 'threading.Thread', 'inspect.iscoroutine', '_table.get']],
+         || F <- ['_drop', '_find', '_leave', 'Atom', 'Any', 'Counter', 'call.__globals__', 'threading.Thread', 'inspect.iscoroutine', '_table.get']],
         ?assertMatch({error, {not_allowed, _}}, gen_server:call({py, N}, {call, 'erlang._objects.call', '__globals__', []})),
         ?assertMatch({error, {not_allowed, _}}, gen_server:call({py, N}, {call, 'erlang._backend', native, []})),
         ?assertError({exception, {not_allowed, {<<"os">>, <<"getpid">>}}, _},

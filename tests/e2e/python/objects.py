@@ -117,3 +117,15 @@ def relay(told: Any) -> Any:
 
 def select(connection: Any) -> Any:
     return connection.execute("select 1").fetchone()
+
+
+def pair(owner: Any) -> Any:
+    """Two references within a term; owned by who asks when no owner is given."""
+    return {
+        "first": erlang.reference(Counter(1), owner=owner),
+        "more": [erlang.reference(Counter(2), lease=60)],
+    }
+
+
+def mine() -> Any:
+    return erlang.reference(Counter(1))
