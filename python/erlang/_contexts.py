@@ -217,7 +217,8 @@ class _Context:
         self._jobs: collections.deque[_Job] = collections.deque()
         self._current: _Job | None = None
         self._closed = False
-        self._over = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(
             target=self._serve, name=f"erlang-context-{self.name or number}", daemon=True
         )
@@ -311,7 +312,10 @@ class _Context:
         _objects._empty(_objects._leave(self))
         self.namespace.clear()
         self.modules.loaded.clear()
-        self._over.set()
+        try:
+            self._loop.call_soon_threadsafe(self.over.set_result, None)
+        except RuntimeError:
+            pass  # the node stops
 
     def _wait(self) -> bool:
         with self._changed:
@@ -555,7 +559,7 @@ async def _stop(target: Target) -> bool:
             return False
         raise
     _end(context)
-    await asyncio.to_thread(context._over.wait)
+    await asyncio.shield(context.over)
     return True
 
 
