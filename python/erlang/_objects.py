@@ -33,6 +33,7 @@ __all__ = ["held", "reference"]
 MOST_OBJECTS: Final = 1_000_000
 MOST_OF_OWNER: Final = 250_000
 MOST_LISTED: Final = 10_000
+MOST_WATCHED: Final = 50_000  # half of what a mailbox takes
 
 _TAG: Final = Atom("$py_object")
 _LEASE: Final = Atom("lease")
@@ -108,14 +109,14 @@ def _keep(value: Any, owner: Owner, place: Place | None = None) -> Reference:
     """
     pid, lease = _owner(owner)
     _check_evaluator(value)
-    watcher = _watcher.pid()
+    _watcher.start()
     node, creation = _here()
     entry = _Entry(value, pid, lease, place)
     number = _enter(entry, pid)
     if pid is not None and number < 0:
         number = -number
         try:
-            _backend.native.monitor(watcher, pid)
+            _watcher.watch(pid)
         except BaseException:
             _drop(_take_of(pid))
             raise
@@ -282,31 +283,12 @@ def _let_go(entries: list[Any]) -> None:
     _releaser.take(entries)
 
 
-class _Watcher:
-    """The process that monitors owners, and the timer of the leases."""
+class _Watch:
+    """A process that monitors owners, so few that its mailbox has room for the end of all of them at once."""
 
     def __init__(self) -> None:
-        self._pid: Pid | None = None
-        self._starting = threading.Lock()
-        self._armed: float | None = None  # what for; loop thread
-        self._loop: Any = None
-
-    def pid(self) -> Pid:
-        if self._pid is None:
-            with self._starting:
-                if self._pid is None:
-                    self._start()
-        assert self._pid is not None
-        return self._pid
-
-    def _start(self) -> None:
-        try:
-            self._loop = _backend.native.event_loop()
-            self._pid = _backend.native.spawn_process(self._deliver, self._stopped)
-        except RuntimeError:
-            raise Refused(
-                (Atom("unsupported"), "object references, by a node with --processes")
-            ) from None
+        self.owners: set[Pid] = set()
+        self.pid: Pid = _backend.native.spawn_process(self._deliver, self._stopped)
 
     def _deliver(self, messages: list[Any]) -> None:
         global _orphaned
@@ -314,18 +296,56 @@ class _Watcher:
         for message in messages:
             match message:
                 case ("DOWN", _, "process", Pid() as owner, _):
+                    self.owners.discard(owner)
                     entries += _take_of(owner)
         _orphaned += len(entries)
         if entries:
             _drop(entries)
 
     def _stopped(self, reason: Any) -> None:
-        # Somebody ended it, and its monitors with it: nobody can be owner of what is there any more.
-        self._pid = None
-        with _lock:
-            owners = list(_owners)
-        for owner in owners:
+        # Somebody ended it, and its monitors with it: nobody would tell of those owners any more.
+        _watcher.forget(self)
+        for owner in list(self.owners):
             _drop(_take_of(owner))
+
+
+class _Watcher:
+    """The processes that monitor owners, and the timer of the leases."""
+
+    def __init__(self) -> None:
+        self._watches: list[_Watch] = []
+        self._choosing = threading.Lock()
+        self._armed: float | None = None  # what for; loop thread
+        self._loop: Any = None
+
+    def start(self) -> None:
+        """Raises: Refused where there can be no processes."""
+        if not self._watches:
+            with self._choosing:
+                self._loop = _backend.native.event_loop()
+                self._with_room()
+
+    def _with_room(self) -> _Watch:
+        for watch in self._watches:
+            if len(watch.owners) < MOST_WATCHED:
+                return watch
+        try:
+            self._watches.append(_Watch())
+        except RuntimeError:
+            raise Refused(
+                (Atom("unsupported"), "object references, by a node with --processes")
+            ) from None
+        return self._watches[-1]
+
+    def watch(self, owner: Pid) -> None:
+        with self._choosing:
+            watch = self._with_room()
+            watch.owners.add(owner)
+        _backend.native.monitor(watch.pid, owner)
+
+    def forget(self, watch: _Watch) -> None:
+        with self._choosing:
+            self._watches.remove(watch)
 
     def look_at_leases(self) -> None:
         self._loop.call_soon_threadsafe(self._arm)

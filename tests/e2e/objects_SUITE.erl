@@ -28,6 +28,7 @@ all() ->
      another_process_can_be_the_owner,
      a_lease_ends_when_nobody_uses_it,
      many_owners_that_are_killed_leave_nothing,
+     owners_beyond_one_process_are_monitored_by_another,
      a_slow_del_holds_nobody_up,
      the_list_of_references_finds_a_leak,
      an_owner_may_not_have_too_many,
@@ -332,18 +333,43 @@ a_lease_ends_when_nobody_uses_it(Config) ->
         ?assertEqual(0, Leases)
     end).
 
-%% As many as OBJECTS says; 100,000 take about half a minute.
+%% As many as OBJECTS says, of owners with OBJECTS_EACH; 100,000 take about half a minute.
 many_owners_that_are_killed_leave_nothing(Config) ->
     Count = list_to_integer(os:getenv("OBJECTS", "2000")),
     with(Config, fun(N) ->
-        Each = 5,
-        Owners = [owner(fun() -> [counter(N, 1) || _ <- lists:seq(1, Each)] end) || _ <- lists:seq(1, Count div Each)],
-        _ = [made(Owner) || Owner <- Owners],
+        Each = list_to_integer(os:getenv("OBJECTS_EACH", "5")),
+        Make = fun() -> owner(fun() -> [counter(N, 1) || _ <- lists:seq(1, Each)] end) end,
+        Wave = fun(_) ->  % no more callers at a time than a link takes
+            Some = [Make() || _ <- lists:seq(1, 200)],
+            _ = [made(Owner) || Owner <- Some],
+            Some
+        end,
+        Owners = lists:flatmap(Wave, lists:seq(1, Count div Each div 200)),
         ?assertEqual(Count div Each * Each, refs(N)),
         _ = [exit(Owner, kill) || Owner <- Owners],
         ok = sw_e2e:eventually(fun() -> refs(N) =:= 0 andalso alive(N) =:= 0 end),
         {ok, #{owners := Left}} = py_object:counts(N),
         ?assertEqual(0, Left)
+    end).
+
+owners_beyond_one_process_are_monitored_by_another(Config) ->
+    with_node(Config, [], fun(N) ->
+        {ok, _} = py:exec(N, <<"import erlang._objects as o; o.MOST_WATCHED = 3">>),
+        Owners = [owner(fun() -> [counter(N, 1), counter(N, 2)] end) || _ <- lists:seq(1, 8)],
+        _ = [made(Owner) || Owner <- Owners],
+        Watched = <<"[len(watch.owners) for watch in o._watcher._watches]">>,
+        ?assertEqual({ok, [3, 3, 2]}, py:eval(N, Watched)),
+        _ = [exit(Owner, kill) || Owner <- Owners],
+        ok = sw_e2e:eventually(fun() -> refs(N) =:= 0 end),
+        ?assertEqual({ok, [0, 0, 0]}, py:eval(N, Watched)),
+        % Whoever ends the process that watches gives the objects up.
+        Owner = owner(fun() -> [counter(N, 1)] end),
+        _ = made(Owner),
+        {ok, Pid} = py:eval(N, <<"o._watcher._watches[0].pid">>),
+        exit(Pid, kill),
+        ok = sw_e2e:eventually(fun() -> refs(N) =:= 0 end),
+        _ = counter(N, 1),
+        ?assertEqual(1, refs(N))
     end).
 
 a_slow_del_holds_nobody_up(Config) ->
