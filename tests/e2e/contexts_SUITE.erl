@@ -114,12 +114,18 @@ a_name_finds_the_same_context(Config) ->
         ?assertEqual(ok, py_context:close(Fresh))
     end).
 
+%% Casts and calls alike, also while all workers are busy with something else.
 calls_run_in_the_order_they_were_made(Config) ->
-    with(Config, fun(_) ->
+    with(Config, fun(N) ->
         {ok, Context} = py:context(),
         {ok, none} = py:exec(Context, <<"import time\nseen = []\ndef see(n):\n    time.sleep(0.02 if n == 1 else 0)\n    seen.append(n)">>),
-        [ok = py:cast(Context, '__main__', see, [Number]) || Number <- lists:seq(1, 50)],
-        ?assertEqual({ok, lists:seq(1, 50)}, py:eval(Context, <<"seen">>))
+        Busy = [py:spawn_call(N, probe, nap, [0.3]) || _ <- [1, 2, 3]],
+        Refs = [case Number rem 3 of
+                    0 -> ok = py:cast(Context, '__main__', see, [Number]), none;
+                    _ -> py:spawn_call(Context, '__main__', see, [Number])
+                end || Number <- lists:seq(1, 300)],
+        ?assertEqual({ok, lists:seq(1, 300)}, py:eval(Context, <<"seen">>)),
+        [?assertMatch({ok, _}, py:await(Ref)) || Ref <- Busy ++ Refs, Ref =/= none]
     end).
 
 coroutines_of_a_context_run_on_the_loop(Config) ->
