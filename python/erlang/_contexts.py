@@ -52,11 +52,12 @@ Target = tuple[str, int, int]  # Node, Creation, Id
 
 
 class _Job:
-    __slots__ = ("context", "future", "job", "loop")
+    __slots__ = ("context", "future", "interrupted", "job", "loop")
 
     def __init__(self, job: Callable[[], Any], loop: asyncio.AbstractEventLoop | None) -> None:
         self.job: Callable[[], Any] | None = job
         self.loop = loop
+        self.interrupted = False
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[Any] | None = loop.create_future() if loop is not None else None
 
@@ -257,14 +258,17 @@ class _Context:
             if item in self._jobs:
                 self._jobs.remove(item)
             elif self._current is item:
-                self._interrupt(Cancelled)
+                self._interrupt()
 
-    def _interrupt(self, error: type[BaseException] | None) -> None:
-        """Has the thread raise this at its next bytecode; with None takes that back. The lock is held."""
-        thread = self._thread.ident or 0
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread), ctypes.py_object(error) if error is not None else None
-        )
+    def _interrupt(self) -> None:
+        """Has the thread raise Cancelled at its next bytecode, once for a job. The lock is held."""
+        if self._current is not None and not self._current.interrupted:
+            self._current.interrupted = True
+            self._set_exception(ctypes.py_object(Cancelled))
+
+    def _set_exception(self, error: Any) -> None:
+        thread = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
 
     def drop(self, entries: list[Any]) -> None:
         """Lets go of peers' objects, after what was asked for before."""
@@ -284,8 +288,8 @@ class _Context:
             waiting = [item for item in self._jobs if item.loop is not None]
             for item in waiting:
                 self._jobs.remove(item)
-            if interrupt and self._current is not None:
-                self._interrupt(Cancelled)
+            if interrupt:
+                self._interrupt()
             self._changed.notify()
         for item in waiting:
             item.tell(None, Refused((Atom("bad_context"), Atom("closed"))))
@@ -324,26 +328,28 @@ class _Context:
             return bool(self._jobs)
 
     def _run_next(self) -> None:
-        with self._changed:
-            if not self._jobs:
-                return
-            item = self._current = self._jobs.popleft()
+        # An interruption comes once, from when the job is the current one until it is not, and may come anywhere.
+        item: _Job | None = None
         value: Any = None
         error: BaseException | None = None
         try:
-            assert item.job is not None
-            value = item.context.run(item.job)
+            with self._changed:
+                if self._jobs:
+                    item = self._current = self._jobs.popleft()
+            if item is not None and item.job is not None:
+                value = item.context.run(item.job)
         except BaseException as raised:
             error = raised
         while self._current is not None:
             try:
-                with self._changed:  # from here on nobody interrupts it
-                    self._current = None
+                with self._changed:
+                    item, self._current = self._current, None
                     self.done += 1
-                    self._interrupt(None)
+                    self._set_exception(None)  # what was set and not raised yet
             except Cancelled as raised:
                 error = raised
-        item.tell(value, error)
+        if item is not None:
+            item.tell(value, error)
 
 
 # --- the node's contexts --------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from erlang._contexts import _Modules
+from erlang._contexts import _Context, _Modules
 
 
 def write(directory: Path, files: dict[str, str]) -> Path:
@@ -118,3 +120,27 @@ def test_a_reload_that_fails_changes_nothing(tmp_path: Path) -> None:
 def test_what_is_no_python_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImportError, match="part of Python"):
         modules(tmp_path, "sys").load("sys")
+
+
+def test_a_context_outlives_interruptions_at_any_moment() -> None:
+    dice = random.Random(8)
+
+    def job() -> int:
+        return sum(range(dice.randrange(2000)))
+
+    async def one(context: _Context) -> None:
+        task = asyncio.ensure_future(context.run(job))
+        await asyncio.sleep(dice.random() * 0.0006)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        assert task.done()
+
+    async def main() -> None:
+        context = _Context(1, {})
+        for _ in range(400):
+            await asyncio.gather(*(one(context) for _ in range(3)))
+        assert await asyncio.wait_for(context.run(lambda: 42), 5) == 42
+        context.close()
+        await asyncio.wait_for(context.over, 5)
+
+    asyncio.run(main())
