@@ -41,6 +41,10 @@ MAX_INPUTS = 1_000  # values sent and errors thrown that wait for their turn
 MESSAGE_BYTES = 32_768  # after which a message is full; over 64 KB it would travel in fragments
 WINDOW_BYTES = 67_108_864  # sent without another word from the consumer
 LINGER_SECONDS = 0.001  # an item that comes later than this after the last message goes at once
+TURN_SECONDS = 0.005  # for which a thread steps before it looks who else wants to
+HEAVY_SECONDS = 0.001  # of the processor in one turn: then it needs a ticket for the next
+TICKETS = 2  # generators that compute at the same time; the interpreter runs one thread at a time
+TICKET_SECONDS = 0.25  # after which one goes without, as who has them may be blocked
 SLICE_SECONDS = 0.002  # for which an asynchronous generator that never waits may hold the loop
 
 _log = logging.getLogger("erlang")
@@ -287,6 +291,8 @@ class _Stream:
 
     def _give_back(self, steps: int) -> None:
         with self._lock:
+            if not steps or self._over:
+                return
             if self._work and type(self._work[0]) is int:
                 self._work[0] += steps
             else:
@@ -604,6 +610,7 @@ class _Threaded(_Stream):
 
     _running = False  # or about to; under the lock
     _thread: _Thread | None = None
+    _heavy = False  # it computes, rather than waits
 
     def _begin(self) -> None:
         if self._work:
@@ -626,6 +633,8 @@ class _Threaded(_Stream):
         """Steps the generator for as long as there is work and nobody else waits for a thread."""
         self._thread = thread
         while True:
+            ticket = self._heavy and _tickets.acquire(timeout=TICKET_SECONDS)
+            began = time.thread_time()
             try:
                 event = self._interruptible(thread)
             except Cancelled:  # which struck when it was out of the generator already
@@ -636,6 +645,9 @@ class _Threaded(_Stream):
                     break
                 except Cancelled:
                     pass
+            self._heavy = time.thread_time() - began > HEAVY_SECONDS
+            if ticket:
+                _tickets.release()
             if event is not None:
                 self._end(event)
             if self._over:
@@ -670,6 +682,7 @@ class _Threaded(_Stream):
         source = self._source
         step = source.__next__
         put = self._item
+        until = time.monotonic() + TURN_SECONDS
         while True:
             work = self._take()
             if work is None:
@@ -682,12 +695,12 @@ class _Threaded(_Stream):
                     put(step())
                     if self._over:
                         break
-                    if self._unheard >= WINDOW_BYTES:
+                    if self._unheard >= WINDOW_BYTES or time.monotonic() > until:
                         self._give_back(work - step_number - 1)
                         break
             except StopIteration:
                 return _DONE
-            if _threads.crowded:
+            if time.monotonic() > until:
                 return None
 
     def _fed(self, work: tuple[Any, ...]) -> Any:
@@ -785,3 +798,4 @@ class _Threads:
 
 
 _threads = _Threads()
+_tickets = threading.Semaphore(TICKETS)

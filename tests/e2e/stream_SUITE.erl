@@ -30,6 +30,8 @@ all() ->
      a_slow_consumer_of_large_items_holds_the_generator,
      streams_are_bounded_for_an_owner_and_leave_nothing,
      nonsense_sent_to_a_stream_hurts_nobody,
+     more_generators_than_threads_all_move_on,
+     a_node_that_is_stopped_does_not_wait_for_its_streams,
      the_allow_list_counts_for_streams,
      worker_processes_make_no_streams_and_say_so,
      python_iterates_over_a_producer_of_any_kind,
@@ -414,6 +416,42 @@ nonsense_sent_to_a_stream_hurts_nobody(Config) ->
         ?assertEqual({error, cancelled}, last(Killed)),
         closed(killed)
     end).
+
+more_generators_than_threads_all_move_on(Config) ->
+    run(Config, fun(_) ->
+        Streams = [begin
+            {ok, Stream} = py:stream_start(streaming, toil, [], #{demand => 1000000}),
+            Stream
+        end || _ <- lists:seq(1, 80)],
+        _ = [receive {py_stream, Ref, {items, [_ | _]}} -> ok after 10000 -> error(starved) end
+             || Stream <- Streams, Ref <- [py_stream:ref(Stream)]],
+        [ok = py_stream:cancel(Stream) || Stream <- Streams],
+        receive {py_stream, _, _} -> error(late) after 0 -> ok end
+    end).
+
+a_node_that_is_stopped_does_not_wait_for_its_streams(Config) ->
+    Context = sw_e2e:context(Config),
+    #{name := Name, program := Program} = sw_e2e:start_node(Context, #{args => ["--import", "streaming"]}),
+    Pid = run(Config, fun(_) ->
+        Self = self(),
+        Owner = spawn(fun() ->
+            Streams = [begin
+                {ok, Stream} = py:stream_start(Name, streaming, F, [stopped], #{demand => 2}),
+                {ok, _} = py_stream:next(Stream),
+                Stream
+            end || F <- [spinning, blocked, ablocked, noted, anoted]],
+            Self ! begun,
+            receive {tell, Whom} -> Whom ! [last(Stream) || Stream <- Streams] end
+        end),
+        receive begun -> Owner end
+    end),
+    ok = sw_e2e:send_signal(Program, "TERM"),
+    ?assertEqual(0, sw_e2e:await_exit(Program)),
+    Ends = run(Config, fun(_) ->
+        Pid ! {tell, self()},
+        receive Ends -> Ends end
+    end),
+    ?assertEqual([], [End || End <- Ends, not lists:member(End, [{error, {down, noconnection}}, {error, cancelled}])]).
 
 the_allow_list_counts_for_streams(Config) ->
     Context = sw_e2e:context(Config),

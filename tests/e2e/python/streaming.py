@@ -102,6 +102,12 @@ def blocked(name):
         EVENTS.append((name, "closed"))
 
 
+def toil():
+    """Computes for a moment for each item."""
+    while True:
+        yield sum(range(30000))
+
+
 def burst(name):
     """Two items at once, then none."""
     yield 1
