@@ -1,5 +1,6 @@
 #include "cnode/bridge/call_metrics.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cnode/bridge/call.hpp"
@@ -35,6 +36,11 @@ CallMetrics::Clock::time_point CallMetrics::answered(const Call& call, Result re
   function.results[static_cast<std::size_t>(result)].fetch_add(1, std::memory_order_relaxed);
   queue_.add(call.taken - call.received);
   run_.add(ran - call.taken);
+  const auto ns = std::chrono::nanoseconds(ran - call.taken).count();
+  const auto took = static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 0));
+  function.run_ns.fetch_add(took, std::memory_order_relaxed);
+  std::uint64_t longest = function.longest_ns.load(std::memory_order_relaxed);
+  while (took > longest && !function.longest_ns.compare_exchange_weak(longest, took)) continue;
   const auto now = Clock::now();
   encode_.add(now - ran);
   return now;

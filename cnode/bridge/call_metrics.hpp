@@ -48,6 +48,8 @@ class CallMetrics {
     explicit Function(std::string_view text) : name(text) {}
     const std::string name;  // module.function
     std::array<std::atomic<std::uint64_t>, kResults.size()> results{};
+    std::atomic<std::uint64_t> run_ns{0};      // all of them together
+    std::atomic<std::uint64_t> longest_ns{0};  // one of them
   };
 
   CallMetrics() : other_("other") {}

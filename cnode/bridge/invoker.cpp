@@ -186,6 +186,36 @@ Invoker::~Invoker() {
 // --- requests
 // ----------------------------------------------------------------------------------------------------
 
+// The map at the end of a request: what is not known in it is for others.
+std::optional<base::Error> Invoker::read_options(etf::Reader& in, Request& request) {
+  const auto wrong = [](std::string what) {
+    return base::Error{ErrorCode::kWrongType, 0, std::move(what)};
+  };
+  auto pairs = in.map();
+  if (!pairs) return wrong("options");
+  for (std::uint32_t i = 0; i < *pairs; ++i) {
+    auto key = in.atom();
+    if (!key) return wrong("options");
+    if (*key == "binary") {
+      auto value = in.atom();
+      if (!value) return wrong("options");
+      if (*value == "auto")
+        request.binary = term::BinaryPolicy::kAuto;
+      else if (*value == "str")
+        request.binary = term::BinaryPolicy::kStr;
+      else if (*value == "bytes")
+        request.binary = term::BinaryPolicy::kBytes;
+      else
+        return wrong("options: binary");
+    } else {
+      auto value = in.term();
+      if (!value) return value.error();
+      if (*key == "trace") request.trace = trace_in(*value);
+    }
+  }
+  return std::nullopt;
+}
+
 base::Result<Invoker::Request> Invoker::parse(const Call& call) const {
   const auto wrong = [](std::string what) {
     return base::Error{ErrorCode::kWrongType, 0, std::move(what)};
@@ -233,28 +263,7 @@ base::Result<Invoker::Request> Invoker::parse(const Call& call) const {
       auto keywords = in.term();
       if (!keywords) return keywords.error();
       request.keywords = *keywords;
-      auto pairs = in.map();
-      if (!pairs) return wrong("options");
-      for (std::uint32_t i = 0; i < *pairs; ++i) {
-        auto key = in.atom();
-        if (!key) return wrong("options");
-        if (*key == "binary") {
-          auto value = in.atom();
-          if (!value) return wrong("options");
-          if (*value == "auto")
-            request.binary = term::BinaryPolicy::kAuto;
-          else if (*value == "str")
-            request.binary = term::BinaryPolicy::kStr;
-          else if (*value == "bytes")
-            request.binary = term::BinaryPolicy::kBytes;
-          else
-            return wrong("options: binary");
-        } else {
-          auto value = in.term();
-          if (!value) return value.error();
-          if (*key == "trace") request.trace = trace_in(*value);
-        }
-      }
+      if (auto error = read_options(in, request)) return *error;
     }
     return request;
   }
@@ -267,11 +276,20 @@ base::Result<Invoker::Request> Invoker::parse(const Call& call) const {
     request.caller = *caller;
     --left;
   }
-  if (left < 1 || left > (eval ? 2u : 1u)) return wrong("arity");
+  const std::uint32_t most = eval ? 3 : 2;  // with options behind the locals, or the code
+  if (left < 1 || left > most) return wrong("arity");
   auto code = name_text(in);
   if (!code) return wrong("code");
   request.code = *code;
-  if (left == 2) request.locals = in.rest();
+  if (eval && left == 2) request.locals = in.rest();
+  if (eval && left == 3) {
+    auto locals = in.term();
+    if (!locals) return locals.error();
+    request.locals = *locals;
+  }
+  if (left == most) {
+    if (auto error = read_options(in, request)) return *error;
+  }
   return request;
 }
 

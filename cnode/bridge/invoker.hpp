@@ -106,6 +106,7 @@ class Invoker {
   static std::optional<FunctionName> name_of(const Call& call);
   void note_async(const Request& request);
   base::Result<Request> parse(const Call& call) const;
+  static std::optional<base::Error> read_options(etf::Reader& in, Request& request);
   void run_parsed(const CallPtr& call, const Request& request);
   void call_function(const CallPtr& call, const Request& request);
   void run_code(const CallPtr& call, const Request& request);

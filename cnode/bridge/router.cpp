@@ -258,6 +258,7 @@ void Router::on_request(dist::Link& link, dist::Incoming message) {
   auto arity = in.tuple();
   auto verb = in.atom();
   if (arity && *arity == 2 && verb && *verb == "hello") return answer_hello(*call, in.rest());
+  if (arity && *arity == 2 && verb && *verb == "report" && answer_report(*call, in.rest())) return;
   remember(call);
   submit(std::move(call));
 }
@@ -297,6 +298,19 @@ void Router::answer_hello(const Call& call, etf::Bytes about) {
   if (pids.size() >= kMaxGreeters) pids.erase(pids.begin());
   pids.push_back(std::move(pid));
   if (draining_) tell_greeter(link, call.from.raw, "draining");
+}
+
+// {report, summary | functions}
+bool Router::answer_report(const Call& call, etf::Bytes about) {
+  etf::Reader in(about);
+  auto what = in.atom();
+  if (!what || !(*what == "summary" || *what == "functions")) return false;
+  Reply reply(call, answers_);
+  reply.begin_ok();
+  hooks_.report(reply.out(), *what == "functions");
+  reply.finish(true);
+  answers_.flush();
+  return true;
 }
 
 // {'$py_node', Event}

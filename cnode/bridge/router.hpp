@@ -28,6 +28,8 @@ class Router final : public dist::NodeDelegate {
  public:
   struct Hooks {
     std::function<void(const CallPtr&)> cancel_task;  // tells the loop thread
+    // The answer to {report, _}: what the node says of itself, with or without its functions.
+    std::function<void(etf::Writer&, bool functions)> report;
   };
 
   Router(CallRunner& pool, Answers& answers, Processes& processes, Channels& channels, Asker& asker,
@@ -89,6 +91,7 @@ class Router final : public dist::NodeDelegate {
   void cancel_item(dist::Link& link, const etf::PidView& from, std::uint64_t id);
   void sweep();
   void answer_hello(const Call& call, etf::Bytes about);
+  bool answer_report(const Call& call, etf::Bytes about);
   void tell_greeter(dist::Link& link, etf::Bytes pid, std::string_view event);
 
   CallRunner& pool_;

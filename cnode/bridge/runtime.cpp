@@ -162,7 +162,9 @@ Runtime::Runtime(asio::io_context& reactor, RuntimeConfig config)
       });
   router_ = std::make_unique<Router>(
       *runner_, *answers_, *processes_, *channels_, *asker_, metrics_, config_.invoker.allow,
-      Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); }});
+      Router::Hooks{[this](const CallPtr& call) { loop_->cancel(call); },
+                    [this](etf::Writer& out, bool functions) { report_->write(out, functions); }});
+  report_ = std::make_unique<Report>(*this);
   node_ = std::make_unique<dist::Node>(reactor_, config_.node, *router_);
   node_pointer_ = node_.get();
   router_->attach(*node_);

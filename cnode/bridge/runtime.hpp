@@ -18,6 +18,7 @@
 #include "cnode/bridge/invoker.hpp"
 #include "cnode/bridge/process_pool.hpp"
 #include "cnode/bridge/processes.hpp"
+#include "cnode/bridge/report.hpp"
 #include "cnode/bridge/router.hpp"
 #include "cnode/bridge/worker_pool.hpp"
 #include "cnode/dist/node.hpp"
@@ -98,6 +99,7 @@ class Runtime {
   std::unique_ptr<Processes> processes_;
   std::unique_ptr<Channels> channels_;
   std::shared_ptr<Asker> asker_;  // threads that ask may outlive us
+  std::unique_ptr<Report> report_;
   std::unique_ptr<Router> router_;
   std::unique_ptr<dist::Node> node_;
   asio::steady_timer drain_timer_;

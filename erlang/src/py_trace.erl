@@ -42,6 +42,16 @@ onto({cast, M, F, Args, Kwargs} = Request) ->
         undefined -> Request;
         Trace -> {cast, M, F, Args, Kwargs, #{trace => Trace}}
     end;
+onto({eval, Id, Caller, Code, Locals} = Request) ->
+    case current() of
+        undefined -> Request;
+        Trace -> {eval, Id, Caller, Code, Locals, #{trace => Trace}}
+    end;
+onto({exec, Id, Caller, Code} = Request) ->
+    case current() of
+        undefined -> Request;
+        Trace -> {exec, Id, Caller, Code, #{trace => Trace}}
+    end;
 onto(Request) ->
     Request.
 

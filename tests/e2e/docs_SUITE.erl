@@ -23,6 +23,8 @@ all() ->
      the_elixir_of_the_streams_page_comes_to_what_it_says,
      the_erlang_of_the_objects_page_comes_to_what_it_says,
      the_erlang_of_the_contexts_page_comes_to_what_it_says,
+     the_erlang_of_the_observing_page_comes_to_what_it_says,
+     the_erlang_of_the_migrating_page_comes_to_what_it_says,
      the_tour_ends_well_without_a_terminal].
 
 init_per_suite(Config) -> sw_e2e:setup(Config).
@@ -77,6 +79,12 @@ the_erlang_of_the_calls_page_comes_to_what_it_says(Config) ->
 
 the_elixir_of_the_calls_page_comes_to_what_it_says(Config) ->
     elixir_of_a_page(Config, "docs/calls.md", ["orders", "stock"], 3).
+
+the_erlang_of_the_observing_page_comes_to_what_it_says(Config) ->
+    erlang_of_a_page(Config, "docs/observing.md", ["shop"], 20).
+
+the_erlang_of_the_migrating_page_comes_to_what_it_says(Config) ->
+    erlang_of_a_page(Config, "docs/migrating.md", ["moved"], 17).
 
 the_event_loop_of_the_erlang_page_comes_to_what_it_says(Config) ->
     Context = sw_e2e:context(Config),
@@ -150,16 +158,25 @@ erlang_steps(Context, Name, Blocks, AtLeast, Bound) ->
         ok = application:set_env(sidewinder, default_node, Name),
         {ok, _} = application:ensure_all_started(sidewinder),
         ok = stock_sup(),
+        ok = shown(),
         evaluate(Steps, Bound)
     end, 60000)),
     ok = sw_e2e:stop_beam(Beam).
 
 %% The supervisor of the calls page, as it is described there.
 stock_sup() ->
-    Source = ["-module(stock_sup).", "-export([init/1]).", "init(Arg) -> {ok, Arg}."],
+    load(stock_sup, ["-module(stock_sup).", "-export([init/1]).", "init(Arg) -> {ok, Arg}."]).
+
+%% The handler of logger of the observing page.
+shown() ->
+    load(shown, ["-module(shown).", "-export([log/2]).",
+                 "log(#{level := Level, meta := Meta, msg := {F, A}}, #{config := #{to := To}}) -> "
+                 "To ! {logged, Level, lists:flatten(io_lib:format(F, A)), Meta}; log(_, _) -> ok."]).
+
+load(Module, Source) ->
     Forms = [begin {ok, Tokens, _} = erl_scan:string(Line), {ok, Form} = erl_parse:parse_form(Tokens), Form end || Line <- Source],
-    {ok, stock_sup, Binary} = compile:forms(Forms),
-    {module, stock_sup} = code:load_binary(stock_sup, "stock_sup", Binary),
+    {ok, Module, Binary} = compile:forms(Forms),
+    {module, Module} = code:load_binary(Module, atom_to_list(Module), Binary),
     ok.
 
 elixir_of_a_page(Config, Page, Names, AtLeast) ->

@@ -15,6 +15,7 @@ all() ->
      a_spawned_call_ends_when_its_answer_is_there_whoever_receives_it,
      a_spawned_call_that_is_given_up_or_lost_ends_too,
      calls_of_a_pool_name_the_pool,
+     the_trace_context_of_a_call_stands_in_its_events,
      nobody_is_told_when_nothing_is_attached,
      a_handler_that_fails_is_taken_away_and_hurts_no_call,
      handlers_have_names_of_their_own_and_events_that_exist,
