@@ -9,7 +9,7 @@
 %% unless the name says otherwise.
 -module(bench).
 
--export([main/0]).
+-export([main/0, no/1]).
 
 -define(TIMEOUT_MS, 30000).
 
@@ -66,6 +66,12 @@ run({first_item, F, Node, Count}) ->
     first_item(F, Node, Count);
 run({items, F, How, Node, Count}) ->
     items(F, How, Node, Count);
+run({seen, look, _, Count}) ->
+    look(Count * 100);
+run({seen, none, Node, Count}) ->
+    quantiles([timed(py, Node) || _ <- lists:seq(1, Count)]);
+run({seen, handler, Node, Count}) ->
+    handled(Node, Count);
 run({sleepers, Via, Node, Module, Count}) ->
     sleepers(Via, Node, Module, Count);
 run({transfer, Via, Direction, Node, Bytes, Parts}) ->
@@ -137,6 +143,34 @@ quantiles(Nanoseconds) ->
     Count = length(Sorted),
     At = fun(Share) -> lists:nth(max(1, ceil(Share * Count)), Sorted) / 1000 end,
     [{p50, At(0.5)}, {p99, At(0.99)}, {max, lists:last(Sorted) / 1000}, {calls, Count}].
+
+%% --- Calls that are watched -----------------------------------------------------------------------
+
+%% What py:call pays for the question whether anybody listens, in microseconds.
+-spec look(pos_integer()) -> [value()].
+look(Count) ->
+    {Looking, ok} = timer:tc(fun() -> looks(Count) end),
+    {Nothing, ok} = timer:tc(fun() -> nothing(Count) end),
+    [{p50, max(0, Looking - Nothing) / Count}].
+
+-spec looks(non_neg_integer()) -> ok.
+looks(0) -> ok;
+looks(Count) -> false = py_telemetry:on(call), looks(Count - 1).
+
+-spec nothing(non_neg_integer()) -> ok.
+nothing(0) -> ok;
+nothing(Count) -> false = ?MODULE:no(Count), nothing(Count - 1).
+
+-spec no(integer()) -> false.
+no(_) -> false.
+
+-spec handled(node(), pos_integer()) -> [value()].
+handled(Node, Count) ->
+    Events = [[sidewinder, call, start], [sidewinder, call, stop]],
+    ok = py_telemetry:attach_many(?MODULE, Events, fun(_, _, _, _) -> ok end, none),
+    Times = [timed(py, Node) || _ <- lists:seq(1, Count)],
+    ok = py_telemetry:detach(?MODULE),
+    quantiles(Times).
 
 %% --- Many callers -------------------------------------------------------------------------------
 

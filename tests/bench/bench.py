@@ -693,6 +693,17 @@ def generators(cluster: Cluster, scale: Scale) -> None:
     node.stop()
 
 
+def seen(cluster: Cluster, scale: Scale) -> None:
+    """What events of calls cost: who has no handler, and who has one for start and stop."""
+    kinds = ("look", "none", "handler")
+    commands = {kind: f"seen, {kind}, {PY}, {scale.calls}" for kind in kinds}
+    got = rounds(cluster, scale.rounds, commands)
+    look, none, handler = (got[kind]["p50"] for kind in kinds)
+    what = "py:call without a handler, the look for one, share of its p50"
+    compared(what, look, none, "us", "py:call", at_most(0.02))
+    compared("py:call with a handler for start and stop, p50", handler, none, "us", "without")
+
+
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
@@ -709,6 +720,7 @@ GROUPS = {
     "data": data,
     "objects": objects,
     "generators": generators,
+    "seen": seen,
 }
 LOOP = "loop"
 

@@ -84,7 +84,7 @@ the_erlang_of_the_observing_page_comes_to_what_it_says(Config) ->
     erlang_of_a_page(Config, "docs/observing.md", ["shop"], 20).
 
 the_erlang_of_the_migrating_page_comes_to_what_it_says(Config) ->
-    erlang_of_a_page(Config, "docs/migrating.md", ["moved"], 17).
+    erlang_of_a_page(Config, "docs/migrating.md", ["moved"], 20).
 
 the_event_loop_of_the_erlang_page_comes_to_what_it_says(Config) ->
     Context = sw_e2e:context(Config),
