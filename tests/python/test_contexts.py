@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,22 +123,27 @@ def test_what_is_no_python_source_is_refused(tmp_path: Path) -> None:
         modules(tmp_path, "sys").load("sys")
 
 
-def test_a_context_outlives_interruptions_at_any_moment() -> None:
+def test_a_context_outlives_interruptions_at_any_moment(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
     dice = random.Random(8)
 
     def job() -> int:
-        return sum(range(dice.randrange(2000)))
+        total = 0
+        for number in range(dice.randrange(3000)):
+            total += number
+        return total
 
     async def one(context: _Context) -> None:
         task = asyncio.ensure_future(context.run(job))
-        await asyncio.sleep(dice.random() * 0.0006)
+        await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task], timeout=5)
         assert task.done()
 
     async def main() -> None:
         context = _Context(1, {})
-        for _ in range(400):
+        for _ in range(600):
             await asyncio.gather(*(one(context) for _ in range(3)))
         assert await asyncio.wait_for(context.run(lambda: 42), 5) == 42
         context.close()
