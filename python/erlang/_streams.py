@@ -572,6 +572,7 @@ class _Asynchronous(_Stream):
                 self._wake = self._loop.create_future()
                 # Work may have come since: messages are delivered by this very thread, so not in between.
                 await self._wake
+                until = time.monotonic() + SLICE_SECONDS
                 continue
             try:
                 if type(work) is not int:
@@ -581,7 +582,7 @@ class _Asynchronous(_Stream):
                     self._item(await step())
                     if self._over:
                         return _DONE
-                    if self._unheard >= WINDOW_BYTES:
+                    if self._unheard >= WINDOW_BYTES or time.monotonic() > until:
                         self._give_back(work - step_number - 1)
                         break
             except StopAsyncIteration:

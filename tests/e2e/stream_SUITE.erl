@@ -420,9 +420,9 @@ nonsense_sent_to_a_stream_hurts_nobody(Config) ->
 more_generators_than_threads_all_move_on(Config) ->
     run(Config, fun(_) ->
         Streams = [begin
-            {ok, Stream} = py:stream_start(streaming, toil, [], #{demand => 1000000}),
+            {ok, Stream} = py:stream_start(streaming, F, [], #{demand => 1000000}),
             Stream
-        end || _ <- lists:seq(1, 80)],
+        end || F <- [toil || _ <- lists:seq(1, 80)] ++ [atoil, atoil]],
         _ = [receive {py_stream, Ref, {items, [_ | _]}} -> ok after 10000 -> error(starved) end
              || Stream <- Streams, Ref <- [py_stream:ref(Stream)]],
         [ok = py_stream:cancel(Stream) || Stream <- Streams],

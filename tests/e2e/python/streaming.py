@@ -108,6 +108,12 @@ def toil():
         yield sum(range(30000))
 
 
+async def atoil():
+    """The same, and never waits."""
+    while True:
+        yield sum(range(30000))
+
+
 def burst(name):
     """Two items at once, then none."""
     yield 1
