@@ -275,6 +275,13 @@ class _States:
                     self._usual = None
         return True
 
+    def seen(self, cache: _Cache, key_ids: list[bytes], version: int) -> None:
+        """What an answer says; the cache that it was asked for may have had a successor meanwhile."""
+        cache.seen(key_ids, version)
+        current = self._caches.get((cache.peer, cache.store))
+        if current is not None and current is not cache:
+            current.seen(key_ids, version)
+
     def make_room(self, size: int) -> None:
         """Under the lock. The fullest cache gives its oldest."""
         more = 1 if size else 0
@@ -321,16 +328,15 @@ def _read(key: object, default: Any, store: str, node: str | None) -> Steps[Any]
     try:
         answer = yield [_GET, store, cache.pid, key_id], cache.peer
         if len(answer) == 2:
-            cache.seen([key_id], answer[0])
+            states.seen(cache, [key_id], answer[0])
             return default
         version, cached, term = answer
         entry = _Entry(key_id, version, term)
         if cached == "yes":
             cache.keep(key_id, entry)
-        else:
-            cache.seen([key_id], version)
-            if cached == "left":
-                cache.end()
+        elif cached == "left":
+            cache.end()
+        states.seen(cache, [key_id], version)
         return entry.read()
     finally:
         cache.answered(key_id)
@@ -348,7 +354,7 @@ def _write(verb: Atom, key: object, args: list[Any], store: str, node: str | Non
             request = [verb, store, cache.pid, key_id, *args]
             result, version, key_ids = yield request, cache.peer
             # This node's readers do not see what was before it, whenever the store's message comes.
-            cache.seen([key_id, *key_ids], version)
+            states.seen(cache, [key_id, *key_ids], version)
         finally:
             cache.answered(key_id)
     match result:

@@ -8,6 +8,7 @@ from erlang.terms import Atom
 
 __all__ = [
     "BadReference",
+    "BatchError",
     "ByteChannelClosed",
     "Cancelled",
     "ChannelClosed",
@@ -100,6 +101,10 @@ class ChannelClosed(Exception):
 
 class ByteChannelClosed(ChannelClosed):
     """The byte channel is closed, and nothing is left in it."""
+
+
+class BatchError(RuntimeError):
+    """A function of `py_batch` did not return a list of as many results as there were items."""
 
 
 class Cancelled(BaseException):

@@ -104,6 +104,12 @@ run({callbacks, Node, Count}) ->
     quantiles(call(py, Node, bench_callbacks, one_after_another, [Count]));
 run({callbacks, How, Node, Width, Ms}) ->
     [{rate, call(py, Node, bench_callbacks, How, [Width, Ms / 1000])}];
+run({state, Kind, Node, Count}) ->
+    ok = py_state:put(<<"number">>, 16.0),
+    ok = py_state:put(<<"map">>, maps:from_list([{<<"key", N>>, N} || N <- lists:seq($0, $9)])),
+    quantiles(call(py, Node, bench_state, Kind, [Count]));
+run({batch, Kind, Node, Callers, Ms}) ->
+    batch(Kind, Node, Callers, Ms);
 run({open, Node, Count}) ->
     open(Node, Count);
 run({close_opened, now}) ->
@@ -195,6 +201,32 @@ spin_until(Node, End, Calls) ->
     {ok, 49995000} = gen_server:call({py, Node}, {call, bench_spin, spin, [10000]}, ?TIMEOUT_MS),
     case erlang:monotonic_time(microsecond) < End of
         true -> spin_until(Node, End, Calls + 1);
+        false -> Calls + 1
+    end.
+
+%% A function of numpy's, called by each process for itself or by a batcher for all of them.
+-spec batch(single | batched, node(), pos_integer(), pos_integer()) -> [value()].
+batch(Kind, Node, Callers, Ms) ->
+    Options = #{binary => bytes},
+    {ok, Batcher} = py_batch:start_link(Options#{target => Node, module => bench_batch, function => classify}),
+    Item = binary:copy(<<0.5:32/float-little>>, 16),
+    Score = case Kind of
+        single -> fun() -> py:call(Node, bench_batch, classify_one, [Item], Options) end;
+        batched -> fun() -> py_batch:call(Batcher, Item) end
+    end,
+    {ok, _} = Score(),
+    Start = erlang:monotonic_time(microsecond),
+    End = Start + Ms * 1000,
+    Calls = in_processes(Callers, fun() -> score_until(Score, End, 0) end),
+    #{batches := Batches, items := Items} = py_batch:info(Batcher),
+    ok = gen_server:stop(Batcher),
+    [{size, Items / max(1, Batches)} | rate(lists:sum(Calls), Start)].
+
+-spec score_until(fun(() -> {ok, term()}), integer(), non_neg_integer()) -> non_neg_integer().
+score_until(Score, End, Calls) ->
+    {ok, _} = Score(),
+    case erlang:monotonic_time(microsecond) < End of
+        true -> score_until(Score, End, Calls + 1);
         false -> Calls + 1
     end.
 

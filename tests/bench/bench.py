@@ -704,6 +704,46 @@ def seen(cluster: Cluster, scale: Scale) -> None:
     compared("py:call with a handler for start and stop, p50", handler, none, "us", "without")
 
 
+def state(cluster: Cluster, scale: Scale) -> None:
+    """Reads of shared state beside the round trip that a miss is."""
+    kinds = ("call", "miss", "incr", "hit", "hit_map")
+    got = rounds(
+        cluster, scale.rounds, {kind: f"state, {kind}, {PY}, {scale.calls}" for kind in kinds}
+    )
+    for kind, what, goal in (
+        ("miss", "state_get that asks the store", at_most(1.5)),
+        ("incr", "state_incr", at_most(1.5)),
+        ("hit", "state_get from the cache, a number", at_most(0.1)),
+        ("hit_map", "state_get from the cache, a map of ten", at_most(0.2)),
+    ):
+        ours, base = got[kind]["p50"], got["call"]["p50"]
+        compared(f"{what}, p50", ours, base, "us", "erlang.call", goal)
+
+
+def batch(cluster: Cluster, scale: Scale) -> None:
+    """A function of numpy's for each caller by itself, and for all that wait, in a node whose Python has numpy."""
+    cluster.run_tool([ROOT / "tests/run/venv", "data"])
+    venv = str(ROOT / "build/data-venv")
+    node = cluster.node("batch", "--venv", venv, "--path", str(HERE), "--import", "bench_batch")
+    commands = {
+        f"{kind} {callers}": f"batch, {kind}, 'batch@127.0.0.1', {callers}, {scale.milliseconds}"
+        for callers in (50, 500)
+        for kind in ("single", "batched")
+    }
+    got = rounds(cluster, scale.rounds, commands)
+    for callers in (50, 500):
+        compared(
+            f"py_batch:call of a numpy function by {callers} callers",
+            got[f"batched {callers}"]["rate"],
+            got[f"single {callers}"]["rate"],
+            "/s",
+            "py:call",
+            at_least(5) if callers == 500 else None,
+        )
+        absolute("items in a batch", got[f"batched {callers}"]["size"], "")
+    node.stop()
+
+
 GROUPS = {
     "sequential": sequential,
     "callers": callers,
@@ -721,6 +761,8 @@ GROUPS = {
     "objects": objects,
     "generators": generators,
     "seen": seen,
+    "state": state,
+    "batch": batch,
 }
 LOOP = "loop"
 

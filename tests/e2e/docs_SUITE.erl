@@ -18,6 +18,8 @@ all() ->
      the_elixir_of_the_calls_page_comes_to_what_it_says,
      the_event_loop_of_the_erlang_page_comes_to_what_it_says,
      the_erlang_of_the_pools_page_comes_to_what_it_says,
+     the_erlang_of_the_state_page_comes_to_what_it_says,
+     the_erlang_of_the_batching_page_comes_to_what_it_says,
      the_erlang_of_the_web_page_comes_to_what_it_says,
      the_erlang_of_the_streams_page_comes_to_what_it_says,
      the_elixir_of_the_streams_page_comes_to_what_it_says,
@@ -120,6 +122,12 @@ the_erlang_of_the_streams_page_comes_to_what_it_says(Config) ->
 
 the_elixir_of_the_streams_page_comes_to_what_it_says(Config) ->
     elixir_of_a_page(Config, "docs/streams.md", ["feed", "prices"], 4).
+
+the_erlang_of_the_state_page_comes_to_what_it_says(Config) ->
+    erlang_of_a_page(Config, "docs/state.md", ["limits"], 11).
+
+the_erlang_of_the_batching_page_comes_to_what_it_says(Config) ->
+    erlang_of_a_page(Config, "docs/batching.md", ["models"], 7).
 
 the_erlang_of_the_pools_page_comes_to_what_it_says(Config) ->
     Context = sw_e2e:context(Config),
