@@ -150,10 +150,8 @@ class _Cache:
         if asked is not None:
             newest = asked[1] = max(asked[1], version)
         entry = self.entries.get(key_id)
-        if entry is not None:
-            newest = max(newest, entry.version)
-            if entry.version < version:
-                self.drop(key_id)
+        if entry is not None and entry.version < version:
+            self.drop(key_id)
         return newest
 
     def drop(self, key_id: bytes) -> None:

@@ -208,7 +208,8 @@ spin_until(Node, End, Calls) ->
 -spec batch(single | batched, node(), pos_integer(), pos_integer()) -> [value()].
 batch(Kind, Node, Callers, Ms) ->
     Options = #{binary => bytes},
-    {ok, Batcher} = py_batch:start_link(Options#{target => Node, module => bench_batch, function => classify}),
+    {ok, Batcher} = py_batch:start_link(Options#{target => Node, module => bench_batch,
+                                                 function => classify, max_items => 256}),
     Item = binary:copy(<<0.5:32/float-little>>, 16),
     Score = case Kind of
         single -> fun() -> py:call(Node, bench_batch, classify_one, [Item], Options) end;

@@ -23,6 +23,7 @@ all() ->
      a_batcher_that_ends_tells_its_callers_and_cancels_its_calls,
      a_supervisor_starts_it_again_under_its_name,
      wrong_options_fail_at_the_door,
+     the_allow_list_is_asked_for_the_function,
      a_pool_is_a_target,
      a_node_that_dies_is_told_to_the_callers_of_its_batch].
 
@@ -298,6 +299,19 @@ wrong_options_fail_at_the_door(Config) ->
                         #{module => m, function => f, max_wait => -1}, #{module => "m", function => f},
                         #{module => m, function => f, unheard => 1}]]
     end).
+
+%% Not for the entry through which a batch comes, which is no way round it.
+the_allow_list_is_asked_for_the_function(Config) ->
+    Context = sw_e2e:context(Config),
+    Other = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--import", "batches", "--allow", "batches.square"]}),
+    run(Config, fun(_) ->
+        with(#{function => square, target => Name}, fun(B) -> ?assertEqual({ok, 9}, py_batch:call(B, 3)) end),
+        with(#{function => same, target => Name}, fun(B) ->
+            ?assertMatch({error, {not_allowed, {_, _}}}, py_batch:call(B, 3))
+        end),
+        ?assertMatch({error, {not_allowed, _}}, py:call(Name, 'erlang._batch', '_outcome', [[1], 1]))
+    end),
+    ok = sw_e2e:stop_node(Other).
 
 %% --- Nodes ------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class Store:
                 self._hold("get")
                 return answer if found else answer[:2]
             case "put", (_, key_id, value):
+                self._hold("before put")
                 self.change(key_id, value)
                 answer = (Atom("ok"), self.version, [])
                 self._hold("put")
@@ -190,6 +191,29 @@ def test_an_answer_for_a_cache_that_has_ended_is_not_kept(store: Store) -> None:
     ended.exit("killed")
     until(lambda: erlang.state_get("other") is None and len(store.joined) == 2)
     store.change(KEY, 2)
+    answer.set()
+    assert reader.value() == 1
+    assert erlang.state_cache()["entries"] == 0
+    assert erlang.state_get("k") == 2
+    assert erlang.state_cache()["entries"] == 1
+
+
+def test_a_write_by_a_cache_that_has_ended_counts_for_its_successor(store: Store) -> None:
+    store.change(KEY, 1)
+    assert erlang.state_get("other") is None
+    write = store.hold("before put")
+    writer = threading.Thread(target=lambda: erlang.state_put("k", 2))
+    writer.start()
+    store.until_held()
+    ended = store.process
+    store.process = store.peer.process()
+    ended.exit("killed")
+    until(lambda: erlang.state_get("other") is None and len(store.joined) == 2)
+    answer = store.hold("get")
+    reader = Reader()
+    store.until_held()
+    write.set()
+    writer.join(10)
     answer.set()
     assert reader.value() == 1
     assert erlang.state_get("k") == 2
