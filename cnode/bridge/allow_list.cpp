@@ -34,9 +34,8 @@ bool matches(const std::vector<std::string>& pattern, const std::vector<std::str
   return true;
 }
 
-constexpr std::array<std::string_view, 7> kEntryModules{
-    "erlang._streams", "erlang._objects", "erlang._contexts", "erlang._state",
-    "erlang._batch",   "erlang._data",    "erlang._telemetry"};
+constexpr std::array<std::string_view, 4> kEntryModules{"erlang._streams", "erlang._objects",
+                                                        "erlang._contexts", "erlang._batch"};
 
 }  // namespace
 

@@ -105,7 +105,8 @@ TEST_CASE("entry modules may be called whatever the list says, by plain public n
           "[allow_list]") {
   const AllowList list({"math.*"});
   CHECK(list.allows("erlang._objects", "call"));
-  CHECK(list.allows("erlang._state", "get"));
+  CHECK(list.allows("erlang._batch", "run"));
+  CHECK_FALSE(list.allows("erlang._state", "state_put"));
   CHECK_FALSE(list.allows("erlang._objects", "_table"));
   CHECK_FALSE(list.allows("erlang._objects", "call.__globals__"));
   CHECK_FALSE(list.allows("erlang._objects", ""));

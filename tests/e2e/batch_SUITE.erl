@@ -303,7 +303,7 @@ wrong_options_fail_at_the_door(Config) ->
 %% Not for the entry through which a batch comes, which is no way round it.
 the_allow_list_is_asked_for_the_function(Config) ->
     Context = sw_e2e:context(Config),
-    Other = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--import", "batches", "--allow", "batches.square", "--allow", "erlang._batch.run"]}),
+    Other = #{name := Name} = sw_e2e:start_node(Context, #{args => ["--import", "batches", "--allow", "batches.square"]}),
     run(Config, fun(_) ->
         with(#{function => square, target => Name}, fun(B) -> ?assertEqual({ok, 9}, py_batch:call(B, 3)) end),
         with(#{function => same, target => Name}, fun(B) ->
