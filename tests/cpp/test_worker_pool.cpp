@@ -745,6 +745,37 @@ TEST_CASE("workers beyond those that are wanted end when they were idle, and the
   CHECK(eventually([&] { return over.idle(); }));
 }
 
+TEST_CASE("workers beyond those that are wanted end though calls keep coming", "[worker_pool]") {
+  Gate answer;
+  Gate end;
+  std::atomic<int> started{0};
+  auto options = options_of(2);
+  options.surplus_idle = 50ms;
+  Pool over(options);
+  for (int i = 0; i < 2; ++i) over.block(answer);
+  std::vector<CallPtr> slow;
+  for (int i = 0; i < 2; ++i) {
+    slow.push_back(over.call([&] {
+      ++started;
+      end.wait_without_gil();
+    }));
+  }
+  REQUIRE(over.push_all(slow) == 2);
+  REQUIRE(eventually([&] { return started == 2; }));
+  REQUIRE(over.pool->threads() == 4);
+  // These become idle while no worker is too many, the others after them.
+  end.open();
+  REQUIRE(eventually([&] { return over.pool->busy() == 2; }));
+  answer.open();
+  REQUIRE(eventually([&] { return over.idle(); }));
+  CHECK(eventually([&] {
+    Gate quick;
+    REQUIRE(over.push([&] { quick.open(); }));
+    REQUIRE(quick.wait());
+    return over.pool->threads() == 2;
+  }));
+}
+
 TEST_CASE("waiting in a thread that is no worker does nothing", "[worker_pool]") {
   auto options = options_of(1);
   options.max_workers = 1;
