@@ -475,8 +475,8 @@ bool WorkerPool::park(Worker& worker) {
   idle_.push_back(&worker);
   const auto awake = [&] { return worker.awake; };
   while (!worker.awake) {
-    // Not surplus(): those that wait for Erlang now are idle, too, in a moment, and who slept without
-    // an end would stay while the calls that come wake another again and again.
+    // Not surplus(): those that wait for Erlang now are idle, too, in a moment, and who slept
+    // without an end would stay while the calls that come wake another again and again.
     if (live_ <= options_.workers) {
       worker.wake.wait(lock, awake);
     } else if (!worker.wake.wait_for(lock, options_.surplus_idle, awake) && surplus()) {
