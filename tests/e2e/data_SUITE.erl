@@ -28,7 +28,8 @@ init_per_suite(Config0) ->
     Venv = filename:join(sw_e2e:root(), "build/data-venv"),
     case sw_e2e:run(filename:join(sw_e2e:root(), "tests/run/venv"), ["data"], []) of
         {0, _, _} -> started([{venv, Venv} | sw_e2e:setup(Config0)]);
-        %% An interpreter that the registry has no wheels for, and nothing else, is a reason to skip this.
+        % 77: the registry was reached and has no wheel of numpy or pyarrow for this interpreter, as for one that has
+        % just come out. Everything else that keeps the environment from being made is an error, below.
         {77, _, Errors} -> {skip, {no_wheel_for_this_python, Errors}};
         {_, _, Errors} -> error({no_environment, Errors})
     end.
