@@ -851,9 +851,6 @@ through_cowboy(Config, Paths) ->
 %% examples/asgi/py_asgi_plug.ex: under Plug and Cowboy where plug and plug_cowboy are on the code path, else under
 %% elixir/plug_stand_in.ex.
 a_plug_hands_requests_on(Config) ->
-    through_a_plug(Config).
-
-through_a_plug(Config) ->
     Context = #{directory := Directory} = sw_e2e:context(Config),
     Own = filename:join(sw_e2e:root(), "tests/e2e/elixir"),
     Real = code:lib_dir(plug_cowboy) =/= {error, bad_name},
